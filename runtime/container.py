@@ -1,0 +1,147 @@
+"""A container as the process that made it knows it, and a tenant of it.
+
+Holds what must not be looked up again: pidfd, cgroup, spec, the open start gate. What may be done with it
+is in `operations`; what others can know of it is in state.json.
+"""
+
+from __future__ import annotations
+
+import os
+
+from runtime import state
+from runtime.errors import InvalidState
+from runtime.linux.fds import OwnedFd
+from runtime.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.cgroups import Cgroup, Layout
+    from runtime.spec.model import Process, Spec
+    from runtime.stages.plan import Stdio
+    from runtime.stages.stage0_parent import Launched
+
+Marks = tuple[tuple[str, int], ...]
+
+
+class Host(Record):
+    """What operations need of the machine, found out once.
+
+    `root` holds one directory a container, `seccomp_cache` the compiled filters, `procfs` is the host's
+    /proc. With `degrade` a limit that may not be set (no CAP_SYS_RESOURCE) is lowered with a warning
+    instead of failing the start.
+    """
+
+    root: str
+    layout: Layout
+    seccomp_cache: str
+    procfs: OwnedFd
+    degrade: bool = False
+
+
+def open_host(root: str, seccomp_cache: str, layout: Layout, degrade: bool = False) -> Host:
+    """A Host for `root`; the caller owns its `procfs`."""
+    procfs = OwnedFd(os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    return Host(root, layout, seccomp_cache, procfs, degrade)
+
+
+class CreateRequest(Record):
+    """What a container is made of. `bundle` is absolute; `shape` forces the stages' shape (tests), "" chooses."""
+
+    id: str
+    bundle: str
+    spec: Spec
+    stdio: Stdio
+    shape: str = ""
+
+
+class ExecRequest(Record):
+    """What a tenant is made of; `process` is the exec's own, complete OCI process."""
+
+    process: Process
+    stdio: Stdio
+    shape: str = ""
+
+
+class Container:
+    """A created container. Who holds it owns its fds; `close` gives them back."""
+
+    __slots__ = (
+        "bundle",
+        "cgroup",
+        "console",
+        "created",
+        "host",
+        "id",
+        "listener",
+        "marks",
+        "namespaces",
+        "pid",
+        "pidfd",
+        "spec",
+        "start_gate",
+        "start_time",
+        "status",
+        "warnings",
+    )
+
+    def __init__(
+        self, host: Host, request: CreateRequest, launched: Launched, cgroup: Cgroup, namespaces: int
+    ) -> None:
+        self.host = host
+        self.id = request.id
+        self.bundle = request.bundle
+        self.spec = request.spec
+        self.pid = launched.pid
+        self.pidfd: OwnedFd = launched.pidfd
+        self.start_gate: Launched | None = launched
+        self.console: OwnedFd | None = launched.console
+        self.listener: OwnedFd | None = launched.listener
+        self.cgroup = cgroup
+        self.namespaces = namespaces
+        self.status = state.CREATING
+        self.start_time = 0
+        self.created = ""
+        self.marks: Marks = ()
+        self.warnings = launched.warnings
+
+    def become(self, status: str) -> None:
+        """Change the status. InvalidState where the table does not allow it."""
+        self.status = state.transition(self.status, status)
+
+    def require(self, operation: str, *allowed: str) -> None:
+        """InvalidState, saying what was asked for, unless the status is one of `allowed`."""
+        if self.status not in allowed:
+            raise InvalidState(f"cannot {operation} container {self.id} in {self.status} state")
+
+    def ended(self) -> None:
+        """Init has been seen to end."""
+        self.status = state.STOPPED
+        if self.start_gate is not None:
+            self.start_gate.channel.close()
+            self.start_gate = None
+
+    def close(self) -> None:
+        """Close what is still open."""
+        self.ended()
+        self.pidfd.close()
+        for fd in (self.console, self.listener):
+            if fd is not None:
+                fd.close()
+
+
+class Tenant:
+    """An exec that has been started.
+
+    `cgroup` says which it joined: "own", or "landlord" (its init's). `console` is the caller's to close.
+    """
+
+    __slots__ = ("cgroup", "console", "marks", "pid", "pidfd", "start_time", "warnings")
+
+    def __init__(self, launched: Launched, start_time: int, marks: Marks) -> None:
+        self.pid = launched.pid
+        self.pidfd: OwnedFd = launched.pidfd
+        self.console: OwnedFd | None = launched.console
+        self.cgroup = launched.cgroup
+        self.warnings = launched.warnings
+        self.start_time = start_time
+        self.marks = marks

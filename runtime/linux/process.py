@@ -1,0 +1,162 @@
+"""Processes: how they are cloned, which namespaces they enter, what prctl tells them.
+
+`clone3` and `clone` return in the child as well, as fork(2) does; who calls them must never let the
+child out into the parent's code. Only `runtime/stages/clone.py` and the warden do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+from runtime.linux import constants as c
+from runtime.linux.libc import c_int, c_uint, c_ulong, function, syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# CPython's own fork hooks. Before/parent/child always go together: with the child's alone 3.13 aborts.
+_before_fork = ctypes.pythonapi.PyOS_BeforeFork
+_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
+_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
+for _hook in (_before_fork, _after_fork_parent, _after_fork_child):
+    _hook.restype = None
+    _hook.argtypes = ()
+
+_setns = function("setns", c_int, c_int, c_int)
+_unshare = function("unshare", c_int, c_int)
+_prctl = function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+
+_CLONE_ARGS = struct.Struct("<11Q")  # struct clone_args up to cgroup: CLONE_ARGS_SIZE_VER2
+_SYS_clone = c.syscall_number("clone")
+
+
+def clone3(flags: int, exit_signal: int, cgroup_fd: int = -1) -> tuple[int, int]:
+    """clone3(2) with a pidfd: (pid, pidfd) in the parent, (0, -1) in the child.
+
+    With `cgroup_fd`, a directory of a cgroup v2 hierarchy, the child is born in that cgroup (Linux 5.7).
+    OSError: EBUSY where that cgroup has controllers enabled for its children, ENOSYS before Linux 5.3
+    or where a seccomp filter says so, EINVAL for CLONE_PARENT with an exit signal.
+    """
+    pidfd = ctypes.c_int(-1)
+    flags |= c.CLONE_PIDFD
+    cgroup = 0
+    if cgroup_fd >= 0:
+        flags |= c.CLONE_INTO_CGROUP
+        cgroup = cgroup_fd
+    arguments = ctypes.create_string_buffer(
+        _CLONE_ARGS.pack(flags, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup),
+        _CLONE_ARGS.size,
+    )
+    pid = _as_fork(lambda: syscall("clone3", c.SYS_clone3, arguments, c_ulong(_CLONE_ARGS.size)))
+    return (pid, pidfd.value) if pid else (0, -1)
+
+
+def clone(flags: int, exit_signal: int) -> tuple[int, int]:
+    """clone(2), for kernels and filters without clone3: same result. It cannot place the child in a cgroup.
+
+    The stack pointer is NULL, which without CLONE_VM means: go on with a copy of the caller's, as fork does.
+    """
+    pidfd = ctypes.c_int(-1)
+    pid = _as_fork(
+        lambda: syscall(
+            "clone",
+            _SYS_clone,
+            c_ulong(flags | c.CLONE_PIDFD | exit_signal),
+            None,
+            ctypes.byref(pidfd),
+            c_ulong(0),
+            c_ulong(0),
+        )
+    )
+    return (pid, pidfd.value) if pid else (0, -1)
+
+
+def _as_fork(clone_now: Callable[[], int]) -> int:
+    _before_fork()
+    try:
+        pid = clone_now()
+    except OSError:
+        _after_fork_parent()
+        raise
+    if pid:
+        _after_fork_parent()
+    else:
+        _after_fork_child()
+    return pid
+
+
+def setns(fd: int, kinds: int) -> None:
+    """setns(2): enter the namespace behind `fd`, or with a pidfd all `kinds` of that process at once (Linux 5.8)."""
+    _setns(fd, kinds)
+
+
+def unshare(kinds: int) -> None:
+    """unshare(2): leave the shared namespaces of `kinds` for new ones."""
+    _unshare(kinds)
+
+
+def prctl(option: int, argument: int = 0, argument3: int = 0, argument4: int = 0, argument5: int = 0) -> int:
+    """prctl(2); its result where it has one."""
+    return _prctl(option, argument, argument3, argument4, argument5)
+
+
+def set_process_name(name: str) -> None:
+    """PR_SET_NAME: what ps and /proc/PID/comm show; the kernel keeps 15 bytes."""
+    text = ctypes.create_string_buffer(name.encode()[:15])
+    _prctl(c.PR_SET_NAME, ctypes.addressof(text), 0, 0, 0)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """PR_SET_DUMPABLE: without it nobody but a privileged process of the same user namespace can ptrace us."""
+    _prctl(c.PR_SET_DUMPABLE, 1 if dumpable else 0, 0, 0, 0)
+
+
+def set_child_subreaper() -> None:
+    """PR_SET_CHILD_SUBREAPER: orphans below this process become its children (Linux 3.4)."""
+    _prctl(c.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def set_no_new_privs() -> None:
+    """PR_SET_NO_NEW_PRIVS: no execve gives more rights from here on (Linux 3.5)."""
+    _prctl(c.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def close_range(first: int, last: int, flags: int = 0) -> None:
+    """close_range(2) (Linux 5.9), both ends included; with CLOSE_RANGE_CLOEXEC they are only marked."""
+    syscall("close_range", c.SYS_close_range, c_uint(first), c_uint(last), c_uint(flags))
+
+
+def close_all_but(keep: tuple[int, ...]) -> None:
+    """Close every descriptor from 3 on that is not in `keep`."""
+    first = 3
+    for number in sorted(keep):
+        if number > first:
+            close_range(first, number - 1)
+        first = max(first, number + 1)
+    close_range(first, 0xFFFFFFFF)
+
+
+def start_time(pid: int) -> int:
+    """When `pid` was started, in clock ticks after boot (proc_pid_stat(5)); FileNotFoundError when it is gone.
+
+    With it a pid names one process for ever: pids are used again, pid and start time together are not.
+    """
+    return int(_stat_fields(pid)[19])
+
+
+def is_zombie(pid: int) -> bool:
+    """True for a process that has ended and is not yet waited for; FileNotFoundError when it is gone."""
+    return _stat_fields(pid)[0] in (b"Z", b"X")
+
+
+def _stat_fields(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat after the command's name, which may hold spaces and parentheses."""
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        line = os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    return line[line.rindex(b")") + 2 :].split()

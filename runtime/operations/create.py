@@ -1,0 +1,156 @@
+"""create: everything up to the start gate. A create that fails leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from runtime import state, trace
+from runtime.cgroups import create_cgroup
+from runtime.container import Container
+from runtime.errors import ConfigError, InvalidState, StageError
+from runtime.linux import constants as c
+from runtime.linux.fds import close_all
+from runtime.linux.process import start_time
+from runtime.namespaces import open_joins, plan_namespaces
+from runtime.operations.process_plan import complete, plan_limits, plan_process, set_limits
+from runtime.rootfs import plan_rootfs
+from runtime.stages.plan import LandlordPlan
+from runtime.stages.stage0_parent import HostSide, choose_shape, launch_landlord
+from runtime.sysctls import plan_sysctls
+from runtime.undo import Undo
+from runtime.user_mapping import plan_mapping, write_mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.cgroups import Cgroup
+    from runtime.container import CreateRequest, Host
+    from runtime.namespaces import NamespacePlan
+    from runtime.stages.plan import Stdio
+    from runtime.waiting import Operation
+
+
+def create(host: Host, request: CreateRequest) -> Operation[Container]:
+    """Make the container of `request` and bring its init up to the start gate (runtime.md, "create").
+
+    Raises ConfigError, IdInUse, InvalidId, CgroupError, or StageError with stage, operation and object.
+    """
+    spec = request.spec
+    trace.take()
+    if spec.process is None:
+        raise ConfigError("process", "it is needed to create a container")
+    namespaces = plan_namespaces(spec.linux.namespaces)
+    with Undo() as undo:
+        stdio, null = complete(request.stdio)
+        if null is not None:
+            undo.push(null.close)
+        directory = state.make_directory(host.root, request.id, bool(namespaces.kinds & c.CLONE_NEWUSER))
+        undo.push(state.remove_directory, host.root, request.id)
+        plan = _plan_landlord(host, request, namespaces, stdio)
+        undo.push(close_all, [fd for _join, fd in plan.joins])
+        trace.mark("plan")
+        cgroup = create_cgroup(host.layout, _cgroups_path(request), spec.linux.resources)
+        undo.push(cgroup.try_delete)
+        trace.mark("make cgroup")
+        kills_before = cgroup.oom_kill_count()
+        try:
+            container = yield from _launch(host, request, plan, cgroup)
+        except StageError as error:
+            raise _with_oom(error, cgroup, kills_before) from error
+        undo.push(container.close)
+        # Stored before init is let go: a kill in between leaves something to clean up by.
+        state.save(directory, describe(container))
+        container.become(state.CREATED)
+        close_all(fd for _join, fd in plan.joins)
+        if null is not None:
+            null.close()
+        undo.keep()
+    return container
+
+
+def _plan_landlord(
+    host: Host, request: CreateRequest, namespaces: NamespacePlan, stdio: Stdio
+) -> LandlordPlan:
+    spec = request.spec
+    assert spec.process is not None
+    linux = spec.linux
+    return LandlordPlan(
+        id=request.id,
+        namespaces=namespaces,
+        mapping=plan_mapping(linux.uid_mappings, linux.gid_mappings)
+        if namespaces.new & c.CLONE_NEWUSER
+        else None,
+        rootfs=plan_rootfs(spec, request.bundle, host.layout.view()),
+        hostname=spec.hostname,
+        domainname=spec.domainname,
+        sysctls=plan_sysctls(spec),
+        host_hooks=False,
+        process=plan_process(host, spec.process, linux.seccomp, stdio),
+        joins=open_joins(namespaces),  # last: what comes before may refuse, and has nothing to close
+    )
+
+
+def _launch(host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup) -> Operation[Container]:
+    process = request.spec.process
+    assert process is not None
+    mapping = plan.mapping
+    limits = plan_limits(process)
+    side = HostSide(
+        set_limits=lambda pid: set_limits(host, limits, pid),
+        write_mapping=None if mapping is None else lambda pid: write_mapping(pid, mapping),
+    )
+    join = cgroup.open_join()
+    try:
+        shape = request.shape or choose_shape(plan.namespaces)
+        launched = yield from launch_landlord(plan, join, shape, side)
+    finally:
+        join.close()
+    container = Container(host, request, launched, cgroup, plan.namespaces.kinds)
+    try:
+        container.start_time = start_time(launched.pid)
+    except OSError as error:
+        launched.close()
+        raise InvalidState(f"init of container {request.id} ended before it was started") from error
+    seconds = time.time()
+    container.created = (
+        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1e9):09d}Z"
+    )
+    container.marks = tuple(sorted([*trace.take(), *launched.marks], key=lambda mark: mark[1]))
+    return container
+
+
+def _cgroups_path(request: CreateRequest) -> str:
+    """config-linux.md, "Cgroups Path": without one the runtime chooses; ours is below /manor."""
+    return request.spec.linux.cgroups_path or f"/manor/{request.id}"
+
+
+def _with_oom(error: StageError, cgroup: Cgroup, kills_before: int) -> StageError:
+    """The same failure, saying so if the kernel killed init for its memory limit meanwhile."""
+    if cgroup.oom_kill_count() <= kills_before:
+        return error
+    return StageError(
+        error.stage,
+        error.operation,
+        error.subject,
+        f"{error.message}: container init was OOM-killed (memory limit too low?)",
+        error.number,
+        error.kind,
+    )
+
+
+def describe(container: Container) -> state.State:
+    """What state.json says of `container`."""
+    spec = container.spec
+    return state.State(
+        id=container.id,
+        bundle=container.bundle,
+        pid=container.pid,
+        start_time=container.start_time,
+        created=container.created,
+        cgroups_path=spec.linux.cgroups_path or f"/manor/{container.id}",
+        cgroup_directories=tuple(container.cgroup.paths.items()),
+        namespaces=container.namespaces,
+        rootfs=os.path.normpath(f"{container.bundle}/{spec.root.path}" if spec.root else container.bundle),
+        annotations=dict(spec.annotations),
+        oci_version=spec.oci_version,
+    )

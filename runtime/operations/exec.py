@@ -1,0 +1,91 @@
+"""exec: a tenant joins a running container."""
+
+from __future__ import annotations
+
+from runtime import state, trace
+from runtime.affinity import ANNOTATION, isolated_cpus, plan_tenant
+from runtime.cgroups import landlord_directory
+from runtime.container import Tenant
+from runtime.errors import StageError
+from runtime.linux.process import start_time
+from runtime.operations.process_plan import complete, plan_limits, plan_process, set_limits
+from runtime.stages.plan import DIRECT, TenantPlan
+from runtime.stages.stage0_parent import HostSide, launch_tenant
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.affinity import AffinityPlan
+    from runtime.container import Container, ExecRequest
+    from runtime.linux.fds import OwnedFd
+    from runtime.spec.model import Process
+    from runtime.stages.stage0_parent import Launched
+    from runtime.waiting import Operation
+
+
+def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
+    """Start `request.process` in `container` and return once it has been executed.
+
+    InvalidState in a container that is not running (a paused one would freeze the tenant in the middle of
+    its stages); ConfigError or InvalidArgument for what the request may not ask; StageError for the rest.
+    """
+    container.require("exec in", state.RUNNING)
+    trace.take()
+    affinity = plan_affinity(container, request.process)
+    stdio, null = complete(request.stdio)
+    try:
+        plan = TenantPlan(
+            landlord_pid=container.pid,
+            landlord_pidfd=container.pidfd.fileno(),
+            kinds=container.namespaces,
+            affinity=affinity,
+            process=plan_process(container.host, request.process, container.spec.linux.seccomp, stdio),
+        )
+        trace.mark("plan")
+        launched = yield from _launch(container, request, plan)
+    finally:
+        if null is not None:
+            null.close()
+    try:
+        started = start_time(launched.pid)
+    except FileNotFoundError:
+        started = 0  # it has run, ended and been reaped already: nobody can mistake it for another
+    marks = tuple(sorted([*trace.take(), *launched.marks], key=lambda mark: mark[1]))
+    return Tenant(launched, started, marks)
+
+
+def _launch(container: Container, request: ExecRequest, plan: TenantPlan) -> Operation[Launched]:
+    cgroup = container.cgroup
+    kills_before = cgroup.oom_kill_count()
+    host, limits = container.host, plan_limits(request.process)
+    side = HostSide(set_limits=lambda pid: set_limits(host, limits, pid))
+    join = cgroup.open_join()
+    try:
+        launched = yield from launch_tenant(
+            plan, join, request.shape or DIRECT, side, lambda: _landlord(container)
+        )
+    except StageError as error:
+        if cgroup.oom_kill_count() > kills_before:
+            message = f"{error.message}: possibly OOM-killed"
+            raise StageError(
+                error.stage, error.operation, error.subject, message, error.number, error.kind
+            ) from error
+        raise
+    finally:
+        join.close()
+    return launched
+
+
+def _landlord(container: Container) -> OwnedFd:
+    """The cgroup that init is in now, below the v2 root (it may vanish meanwhile: nothing is paused)."""
+    return landlord_directory(container.host.layout, container.pid)
+
+
+def plan_affinity(container: Container, process: Process) -> AffinityPlan:
+    """The CPUs of a tenant. The container's own execCPUAffinity serves where the exec brings none, as in runc."""
+    wanted = process.exec_cpu_affinity
+    if wanted is None and container.spec.process is not None:
+        wanted = container.spec.process.exec_cpu_affinity
+    annotation = container.spec.annotations.get(ANNOTATION)
+    if annotation is None:
+        return plan_tenant(None, (), None, wanted)
+    return plan_tenant(annotation, isolated_cpus(), container.cgroup.cpuset_cpus(), wanted)

@@ -1,0 +1,31 @@
+"""kill: a signal for init, or for every process of the container."""
+
+from __future__ import annotations
+
+import _signal
+
+from runtime import state
+from runtime.errors import InvalidArgument, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.container import Container
+
+
+def kill(container: Container, number: int, everyone: bool = False) -> None:
+    """Send signal `number` to init, or with `everyone` to all processes in the container's cgroups.
+
+    NotFound ("process already finished") when init has ended, InvalidArgument for a signal that is none.
+    """
+    if not 1 <= number < _signal.NSIG:
+        raise InvalidArgument(f"signal {number} does not exist")
+    if everyone:
+        container.cgroup.signal_all(number)
+        return
+    if container.status == state.STOPPED:
+        raise NotFound("process already finished")
+    try:
+        # By pidfd: the pid may be somebody else's the moment init is reaped.
+        _signal.pidfd_send_signal(container.pidfd.fileno(), number)
+    except ProcessLookupError:
+        raise NotFound("process already finished") from None

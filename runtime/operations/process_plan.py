@@ -1,0 +1,81 @@
+"""From a spec's `process` to what the stages are told: the part that landlord and tenant share."""
+
+from __future__ import annotations
+
+import os
+
+from runtime import limits, seccomp
+from runtime.credentials import plan_credentials
+from runtime.linux.fds import OwnedFd
+from runtime.record import Record
+from runtime.stages.plan import ProcessPlan, Stdio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.container import Host
+    from runtime.limits import Limit, SchedulerPlan
+    from runtime.spec.model import Process, Seccomp
+
+
+def plan_process(host: Host, process: Process, profile: Seccomp | None, stdio: Stdio) -> ProcessPlan:
+    """Decide, and compile the filter. ConfigError for what the process may not ask for."""
+    return ProcessPlan(
+        args=process.args,
+        env=process.env,
+        cwd=process.cwd,
+        credentials=plan_credentials(process),
+        no_new_privileges=process.no_new_privileges,
+        seccomp=seccomp.cached(profile, host.seccomp_cache) if profile is not None else None,
+        apparmor_profile=process.apparmor_profile,
+        selinux_label=process.selinux_label,
+        terminal=process.terminal,
+        console_size=process.console_size,
+        stdio=stdio,
+    )
+
+
+class LimitsPlan(Record):
+    """What stage 0 sets on a process from outside, before it loses the credentials that it takes."""
+
+    rlimits: tuple[Limit, ...]
+    oom_score_adj: int | None
+    io_priority: tuple[int, int] | None
+    scheduler: SchedulerPlan | None
+
+
+def plan_limits(process: Process) -> LimitsPlan:
+    """The limits of `process`. ConfigError for what the kernel does not define."""
+    return LimitsPlan(
+        rlimits=limits.plan_rlimits(process.rlimits),
+        oom_score_adj=process.oom_score_adj,
+        io_priority=None if process.io_priority is None else limits.plan_io_priority(process.io_priority),
+        scheduler=None if process.scheduler is None else limits.plan_scheduler(process.scheduler),
+    )
+
+
+def set_limits(host: Host, plan: LimitsPlan, pid: int) -> tuple[str, ...]:
+    """Set `plan` on `pid`; warnings for what was lowered instead, where the host is told to degrade. LimitError."""
+    warnings: tuple[str, ...] = ()
+    if host.degrade:
+        warnings = limits.apply_what_is_allowed(pid, plan.rlimits)
+    else:
+        limits.apply(pid, plan.rlimits)
+    if plan.oom_score_adj is not None:
+        limits.set_oom_score_adj(host.procfs.fileno(), pid, plan.oom_score_adj)
+    if plan.io_priority is not None:
+        limits.apply_io_priority(pid, plan.io_priority)
+    if plan.scheduler is not None:
+        limits.apply_scheduler(pid, plan.scheduler)
+    return warnings
+
+
+def complete(stdio: Stdio) -> tuple[Stdio, OwnedFd | None]:
+    """`stdio` with the host's /dev/null for what is not given, and the descriptor to close afterwards.
+
+    The host's, opened before any namespace is entered: the image's /dev/null can be anything (CVE-2025-31133).
+    """
+    if min(stdio.stdin, stdio.stdout, stdio.stderr) >= 0:
+        return stdio, None
+    null = OwnedFd(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+    given = (number if number >= 0 else null.fileno() for number in (stdio.stdin, stdio.stdout, stdio.stderr))
+    return Stdio(*given), null

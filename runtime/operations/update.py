@@ -1,0 +1,38 @@
+"""pause, resume and update: what changes a running container from outside."""
+
+from __future__ import annotations
+
+from runtime import state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.container import Container
+    from runtime.spec.model import Resources
+    from runtime.waiting import Operation
+
+FREEZE_TIMEOUT_S = 10.0
+
+
+def pause(container: Container) -> Operation[None]:
+    """Freeze every process of the container; returns when the kernel says that it is done."""
+    container.require("pause", state.RUNNING)
+    container.cgroup.freeze()
+    try:
+        yield from container.cgroup.wait_frozen(FREEZE_TIMEOUT_S)
+    except BaseException:
+        container.cgroup.thaw()  # half frozen is worse than running
+        raise
+    container.become(state.PAUSED)
+
+
+def resume(container: Container) -> None:
+    """Thaw the container."""
+    container.require("resume", state.PAUSED)
+    container.cgroup.thaw()
+    container.become(state.RUNNING)
+
+
+def update(container: Container, resources: Resources) -> None:
+    """Change the limits that `resources` names. CgroupError naming field, file and value."""
+    container.require("update", state.CREATED, state.RUNNING, state.PAUSED)
+    container.cgroup.apply(resources)

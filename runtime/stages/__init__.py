@@ -1,0 +1,28 @@
+"""The clone stages: how a container's init and its tenants come to be.
+
+Three processes, one file each, as in runc and youki:
+
+    stage0_parent      the shim or the command line: clones, answers requests, waits for "ready"
+    stage1_namespaces  1:INTER: cgroup, user and PID namespace, clones stage 2 as its sibling, exits
+    stage2_init        2:INIT of a landlord: rootfs, pivot, credentials, start gate, execve
+    stage2_exec        2:INIT of a tenant: joins the landlord's namespaces, credentials, execve
+
+`direct` does stage 1's work around a single clone where the caller is root and the user namespaces
+allow it: the same steps from the same functions. `plan` is what all of them are told before the clone.
+`messages` and `channel` carry the conversation:
+
+    main                                1:INTER                         2:INIT
+     │ clone ────────────────────────────►│                                │
+     │ ◄─────────── MappingRequest ───────│ (new user namespace)           │
+     │ ─ MappingWritten ─────────────────►│                                │
+     │                                    │ clone, CLONE_PARENT ──────────►│
+     │ ◄─────────── InitPid ──────────────│ exit 0                         │
+     │ ─ LimitsSet ───────────────────────────────────────────────────────►│
+     │ ◄──────────────────────────────────────────── HooksRequest ─────────│ (landlord with hooks)
+     │ ─ HooksDone ───────────────────────────────────────────────────────►│
+     │ ◄──────────────────────── Ready (marks; console, seccomp fds) ──────│
+     │ ─ Start ───────────────────────────────────────────────────────────►│ (landlord only)
+     │ ◄──────────────────────────────────── end of file ──────────────────│ execve closed it
+
+Failed may come from either stage instead of anything else, and ends the conversation.
+"""

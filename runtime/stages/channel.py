@@ -1,0 +1,129 @@
+"""One end of the conversation between two stages: whole messages over a SEQPACKET socket, fds beside them.
+
+The stages block in `receive`; stage 0 never does: it waits with `received`, a generator, for the loop.
+A wrong message is an error that names both; a Failed one is raised here as the StageError it carries.
+"""
+
+from __future__ import annotations
+
+import _socket
+
+from runtime.errors import ManorError, StageError, describe
+from runtime.linux.fds import OwnedFd, close_all, receive_with_fds, send_with_fds, socketpair
+from runtime.stages.messages import MAX_MESSAGE, Failed, decode, encode
+from runtime.waiting import Readable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TypeVar
+
+    from runtime.record import Record
+    from runtime.waiting import Operation
+
+    M = TypeVar("M", bound=Record)
+
+
+class ChannelClosed(ManorError):
+    """The other end is gone: its process ended, or its execve succeeded."""
+
+
+class Channel:
+    """Owns one end; `peer` names who is at the other one, for errors."""
+
+    __slots__ = ("_fd", "peer")
+
+    def __init__(self, fd: OwnedFd, peer: str) -> None:
+        self._fd = fd
+        self.peer = peer
+
+    def fileno(self) -> int:
+        """The socket's number, for keep lists and for waiting."""
+        return self._fd.fileno()
+
+    def close(self) -> None:
+        """Close this end; a second call does nothing."""
+        self._fd.close()
+
+    @property
+    def closed(self) -> bool:
+        """True once this end was closed."""
+        return self._fd.closed
+
+    def send(self, message: Record, fds: Iterable[int] = ()) -> None:
+        """Send one message. BrokenPipeError when the peer is gone."""
+        send_with_fds(self._fd.fileno(), encode(message), fds)
+
+    def receive(self, flags: int = 0) -> tuple[Record, list[OwnedFd]]:
+        """The next message and its fds. ChannelClosed at the end, StageError for a Failed one."""
+        try:
+            data, fds = receive_with_fds(self._fd.fileno(), MAX_MESSAGE, flags=flags)
+        except ConnectionResetError:  # the peer went with a message of ours unread
+            data, fds = b"", []
+        if not data:
+            raise ChannelClosed(f"{self.peer} ended without a word")
+        message = decode(data)
+        if isinstance(message, Failed):
+            close_all(fds)
+            raise StageError(
+                message.stage,
+                message.operation,
+                message.subject,
+                message.message,
+                message.number,
+                message.kind,
+            )
+        return message, fds
+
+    def expect(self, kind: type[M]) -> M:
+        """Block until the next message, which must be a `kind` without fds."""
+        message, fds = self.receive()
+        close_all(fds)
+        return self._checked(message, kind)
+
+    def received(
+        self, kinds: tuple[type[Record], ...], timeout_s: float | None
+    ) -> Operation[tuple[Record, list[OwnedFd]]]:
+        """Wait, without blocking the caller's thread, for a message of one of `kinds`."""
+        yield Readable(self._fd.fileno(), timeout_s)
+        message, fds = self.receive(_socket.MSG_DONTWAIT)
+        if not isinstance(message, kinds):
+            close_all(fds)
+            self._refuse(message, " or ".join(kind.__name__ for kind in kinds))
+        return message, fds
+
+    def _checked(self, message: Record, kind: type[M]) -> M:
+        if not isinstance(message, kind):
+            self._refuse(message, kind.__name__)
+        return message
+
+    def _refuse(self, message: Record, wanted: str) -> None:
+        got = type(message).__name__
+        raise StageError("main", "read", f"message of {self.peer}", f"expected {wanted}, got {got}")
+
+    def send_failure(self, stage: str, step: tuple[str, str], failure: BaseException) -> None:
+        """Report `failure` of `step` (operation, subject) in `stage`; never raises, as it is a child's last word."""
+        operation, subject = step
+        if isinstance(failure, StageError):
+            failed = Failed(
+                failure.stage,
+                failure.operation,
+                failure.subject,
+                failure.message,
+                failure.number,
+                failure.kind,
+            )
+        else:
+            number = failure.errno or 0 if isinstance(failure, OSError) else 0
+            kind = failure.kind if isinstance(failure, ManorError) else ""
+            failed = Failed(stage, operation, subject, describe(failure), number, kind)
+        try:
+            self.send(failed)
+        except OSError:
+            pass  # nobody listens any more: the exit status has to do
+
+
+def channel_pair(near: str, far: str) -> tuple[Channel, Channel]:
+    """A connected pair: the end for `near` (its peer is `far`) and the end for `far`."""
+    left, right = socketpair()
+    return Channel(left, far), Channel(right, near)

@@ -1,0 +1,125 @@
+"""What the stages may say to each other: one record a message, and their form on the wire.
+
+A message is a name and its fields, joined by NUL, in one SEQPACKET datagram. The peer may be a process
+that already lives in the container, so decoding trusts nothing: unknown names, missing fields and
+numbers that are none are errors. No pickle, no marshal.
+"""
+
+from __future__ import annotations
+
+from runtime.errors import StageError
+from runtime.record import Record
+
+MAX_MESSAGE = 32 * 1024
+
+
+class InitPid(Record):
+    """1:INTER → main: the pid of stage 2, as main's PID namespace sees it."""
+
+    pid: int
+
+
+class MappingRequest(Record):
+    """A stage in a new user namespace → main: write my uid and gid maps."""
+
+
+class MappingWritten(Record):
+    """Main → that stage: the maps are in force."""
+
+
+class LimitsSet(Record):
+    """Main → 2:INIT: rlimits and oom_score_adj are set on your pid."""
+
+
+class HooksRequest(Record):
+    """2:INIT → main: the mounts stand, the root is still the host's: run prestart and createRuntime."""
+
+
+class HooksDone(Record):
+    """Main → 2:INIT: those hooks succeeded."""
+
+
+class Ready(Record):
+    """2:INIT → main: nothing but the start gate and execve is left.
+
+    `fds` names the descriptors that come with it, in order ("console", "seccomp"); `marks` are the steps
+    done since the clone, as runtime.trace keeps them; `warnings` are for the caller's log.
+    """
+
+    fds: tuple[str, ...] = ()
+    marks: tuple[tuple[str, int], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Start(Record):
+    """Main → 2:INIT of a landlord: run the program now."""
+
+
+class Failed(Record):
+    """Any stage → main: what StageError needs to be raised there as if it had happened there."""
+
+    stage: str
+    operation: str
+    subject: str
+    message: str
+    number: int = 0
+    kind: str = ""
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        InitPid,
+        MappingRequest,
+        MappingWritten,
+        LimitsSet,
+        HooksRequest,
+        HooksDone,
+        Ready,
+        Start,
+        Failed,
+    )
+}
+_NUMBERS = {("InitPid", "pid"), ("Failed", "number")}
+
+
+def encode(message: Record) -> bytes:
+    """The datagram for `message`; texts are cut so that it always fits."""
+    name = type(message).__name__
+    parts = [name]
+    if isinstance(message, Ready):
+        parts.append(" ".join(message.fds))
+        parts.append(",".join(f"{step}:{when}" for step, when in message.marks))
+        parts += [warning.replace("\0", "?")[:512] for warning in message.warnings[:16]]
+    else:
+        parts += [str(getattr(message, field)).replace("\0", "?")[:4096] for field in message.FIELD_NAMES]
+    return "\0".join(parts).encode("utf-8", "surrogateescape")
+
+
+def decode(data: bytes) -> Record:
+    """The message in `data`. StageError when it is none of ours."""
+    name, *fields = data.decode("utf-8", "surrogateescape").split("\0")
+    kind = KINDS.get(name)
+    if kind is Ready and len(fields) >= 2:
+        return Ready(tuple(fields[0].split()), _parse_marks(fields[1]), tuple(fields[2:]))
+    if kind is None or kind is Ready or len(fields) != len(kind.FIELD_NAMES):
+        raise StageError("main", "read", "message", f"not a message of the stages: {name[:40]!r}")
+    values: list[str | int] = []
+    for field, text in zip(kind.FIELD_NAMES, fields, strict=True):
+        values.append(_parse_number(text) if (name, field) in _NUMBERS else text)
+    message: Record = kind(*values)
+    return message
+
+
+def _parse_number(text: str) -> int:
+    if not (text.isascii() and text.removeprefix("-").isdigit() and len(text) < 20):
+        raise StageError("main", "read", "message", f"not a number: {text[:40]!r}")
+    return int(text)
+
+
+def _parse_marks(text: str) -> tuple[tuple[str, int], ...]:
+    marks = []
+    for item in text.split(",")[:64] if text else ():
+        step, _, when = item.rpartition(":")
+        marks.append((step, _parse_number(when)))
+    return tuple(marks)

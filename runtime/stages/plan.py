@@ -1,0 +1,74 @@
+"""What the stages are told before the clone: decided and compiled in stage 0, plain values from there on.
+
+A child inherits these records with its memory, so nothing of them crosses a channel. Whatever can be
+refused is refused while they are made; the stages only carry them out.
+"""
+
+from __future__ import annotations
+
+from runtime.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.affinity import AffinityPlan
+    from runtime.credentials import Credentials
+    from runtime.linux.fds import OwnedFd
+    from runtime.namespaces import Join, NamespacePlan
+    from runtime.rootfs.plan import RootfsPlan
+    from runtime.seccomp import Filter
+    from runtime.spec.model import ConsoleSize
+    from runtime.sysctls import SysctlWrite
+    from runtime.user_mapping import UserMapping
+
+# How stage 1's work is done; the choice is `shape.choose_shape`'s.
+DIRECT = "direct"
+STAGED = "staged"
+
+
+class Stdio(Record):
+    """The three standard descriptors of a child, borrowed from the caller; -1 stands for /dev/null."""
+
+    stdin: int = -1
+    stdout: int = -1
+    stderr: int = -1
+
+
+class ProcessPlan(Record):
+    """What a program's start needs whoever it is: landlord or tenant."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    credentials: Credentials
+    no_new_privileges: bool
+    seccomp: Filter | None
+    apparmor_profile: str | None
+    selinux_label: str | None
+    terminal: bool
+    console_size: ConsoleSize | None
+    stdio: Stdio
+
+
+class LandlordPlan(Record):
+    """A container's init."""
+
+    id: str
+    namespaces: NamespacePlan
+    joins: tuple[tuple[Join, OwnedFd], ...]
+    mapping: UserMapping | None
+    rootfs: RootfsPlan
+    hostname: str | None
+    domainname: str | None
+    sysctls: tuple[SysctlWrite, ...]
+    host_hooks: bool
+    process: ProcessPlan
+
+
+class TenantPlan(Record):
+    """An exec: a process that joins the namespaces `kinds` of the landlord behind `landlord_pidfd`."""
+
+    landlord_pid: int
+    landlord_pidfd: int
+    kinds: int
+    affinity: AffinityPlan
+    process: ProcessPlan

@@ -1,0 +1,129 @@
+"""The last steps of every start, landlord or tenant: standard descriptors, limits, credentials, seccomp, execve.
+
+We are in 2:INIT with all namespaces entered and the container's root below us. Nothing here imports,
+reads source files or asks NSS: from here on every path belongs to the container.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from runtime import labels, trace
+from runtime.credentials import become
+from runtime.errors import ManorError, StageError
+from runtime.linux.process import set_no_new_privs
+from runtime.linux.seccomp import load
+from runtime.payload import enter_cwd, execute, prepare
+from runtime.stages.clone import INIT, unblock_signals
+from runtime.stages.messages import LimitsSet, Ready
+from runtime.terminal import open_console
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from runtime.linux.fds import OwnedFd
+    from runtime.payload import Program
+    from runtime.stages.channel import Channel
+    from runtime.stages.clone import Step
+    from runtime.stages.plan import ProcessPlan, Stdio
+
+
+class Prepared:
+    """A process that lacks nothing but its start: what Ready brings to stage 0, and what execve needs."""
+
+    __slots__ = ("console", "listener", "plan", "program")
+
+    def __init__(self, plan: ProcessPlan, program: Program, console: OwnedFd | None, listener: int) -> None:
+        self.plan, self.program, self.console, self.listener = plan, program, console, listener
+
+
+def prepare_program(step: Step, plan: ProcessPlan, main: Channel) -> Prepared:
+    """Everything between the last namespace and the start gate. StageError for a bad cwd, user or command."""
+    step.begin("set up stdio")
+    os.setsid()
+    console = None
+    if plan.terminal:
+        console = take_console(plan)
+    else:
+        take_stdio(plan.stdio, plan.credentials.uid)
+    step.begin("wait for limits")
+    main.expect(LimitsSet)  # set from outside: we may have lost the right to by now
+    step.begin("set security label")
+    labels.apply(plan.apparmor_profile, plan.selinux_label)
+    listener = -1
+    if plan.seccomp is not None and not plan.no_new_privileges:
+        # Without no_new_privs only CAP_SYS_ADMIN may load a filter, and the credentials drop it.
+        step.begin("load seccomp filter")
+        listener = load(plan.seccomp)
+    step.begin("set credentials", f"uid {plan.credentials.uid}")
+    become(plan.credentials)
+    if plan.no_new_privileges:
+        step.begin("set no_new_privs")
+        set_no_new_privs()
+    step.begin("change to working directory", plan.cwd)
+    enter_cwd(plan.cwd)
+    step.begin("look up", plan.args[0])
+    program = prepare(plan.args, plan.env)
+    step.done()
+    return Prepared(plan, program, console, listener)
+
+
+def take_console(plan: ProcessPlan) -> OwnedFd:
+    """Make a pty of the container's own devpts our controlling terminal and stdio; gives its master."""
+    size = plan.console_size
+    master, slave = open_console(plan.credentials.uid, (size.height, size.width) if size else None)
+    try:
+        for number in (0, 1, 2):
+            os.dup2(slave.fileno(), number, inheritable=True)
+    finally:
+        slave.close()
+    return master
+
+
+def take_stdio(stdio: Stdio, uid: int) -> None:
+    """Put the caller's descriptors on 0, 1 and 2, owned by the container's user."""
+    wanted = (stdio.stdin, stdio.stdout, stdio.stderr)
+    # A wanted descriptor may itself be 0, 1 or 2: copy such ones away before anything is overwritten.
+    safe = [os.dup(number) if 0 <= number <= 2 else number for number in wanted]
+    for target, number in enumerate(safe):
+        os.dup2(number, target, inheritable=True)
+        if uid:
+            _give_to(target, uid)
+
+
+def _give_to(fd: int, uid: int) -> None:
+    """Let `uid` open /dev/stdin and its like again. Only pipes and sockets: a device or a file is not ours to give."""
+    status = os.fstat(fd)
+    if status.st_uid != uid and (stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
+        try:
+            os.fchown(fd, uid, -1)
+        except OSError:
+            pass  # a read-only or foreign file system: the descriptor itself works all the same
+
+
+def announce(prepared: Prepared, main: Channel) -> None:
+    """Say that nothing but the start is left, and hand over what stage 0 must own."""
+    names, fds = [], []
+    if prepared.console is not None:
+        names.append("console")
+        fds.append(prepared.console.fileno())
+    if prepared.listener >= 0:
+        names.append("seccomp")
+        fds.append(prepared.listener)
+    main.send(Ready(tuple(names), tuple(trace.take())), fds)
+    if prepared.console is not None:
+        prepared.console.close()
+    if prepared.listener >= 0:
+        os.close(prepared.listener)
+
+
+def run_program(step: Step, prepared: Prepared) -> NoReturn:
+    """Load the filter if it comes last, and execve. Nothing may stand between those two: the filter binds us too."""
+    step.begin("execute", prepared.plan.args[0])
+    unblock_signals()
+    if prepared.plan.seccomp is not None and prepared.plan.no_new_privileges:
+        load(prepared.plan.seccomp)
+    execute(prepared.program)
+    raise StageError(INIT, "execute", prepared.plan.args[0], "execve returned") from ManorError()

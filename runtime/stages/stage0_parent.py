@@ -1,0 +1,263 @@
+"""Stage 0: the parent's side. Clone, answer what the stages ask, wait until one says it is ready.
+
+We are in the shim or in the command line. Our job is whatever needs the host's view: id maps, limits,
+hooks. Everything that waits is yielded (`runtime.waiting`), so no stage can block a pod. Which of the
+two shapes does stage 1's work is decided by `choose_shape`; both hold the same conversation.
+"""
+
+from __future__ import annotations
+
+import _signal
+import errno
+import os
+
+from runtime import trace
+from runtime.errors import StageError
+from runtime.linux import constants as c
+from runtime.linux.fds import OwnedFd, close_all
+from runtime.stages import direct, staged
+from runtime.stages.channel import ChannelClosed
+from runtime.stages.messages import (
+    HooksDone,
+    HooksRequest,
+    InitPid,
+    LimitsSet,
+    MappingRequest,
+    MappingWritten,
+    Ready,
+    Start,
+)
+from runtime.stages.plan import DIRECT, STAGED
+from runtime.stages.stage1_namespaces import FALLBACK_ERRORS
+from runtime.waiting import Claim, Exit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.cgroups import Join as CgroupJoin
+    from runtime.namespaces import NamespacePlan
+    from runtime.stages.channel import Channel
+    from runtime.stages.plan import LandlordPlan, TenantPlan
+    from runtime.waiting import Operation
+
+# A stage that neither answers nor ends in this time is stuck (a frozen cgroup, a dead file server).
+STAGE_TIMEOUT_S = 120.0
+
+
+class HostSide:
+    """What stage 0 does for a stage on its request; made by the operation, called with init's pid.
+
+    `set_limits`: rlimits and oom_score_adj; returns warnings. `write_mapping`: the uid and gid maps.
+    `run_hooks`: prestart and createRuntime, as an operation.
+    """
+
+    __slots__ = ("run_hooks", "set_limits", "write_mapping")
+
+    def __init__(
+        self,
+        set_limits: Callable[[int], tuple[str, ...]],
+        write_mapping: Callable[[int], None] | None = None,
+        run_hooks: Callable[[int], Operation[None]] | None = None,
+    ) -> None:
+        self.set_limits, self.write_mapping, self.run_hooks = set_limits, write_mapping, run_hooks
+
+
+class Launched:
+    """A stage 2 that is ready: behind the start gate (a landlord), or past its execve (a tenant)."""
+
+    __slots__ = ("cgroup", "channel", "console", "listener", "marks", "pid", "pidfd", "warnings")
+
+    def __init__(self, pid: int, pidfd: OwnedFd, channel: Channel) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.channel = channel
+        self.console: OwnedFd | None = None
+        self.listener: OwnedFd | None = None
+        self.marks: tuple[tuple[str, int], ...] = ()
+        self.warnings: tuple[str, ...] = ()
+        self.cgroup = "own"
+
+    def close(self) -> None:
+        """Close everything that was not taken over; the process is not touched."""
+        self.channel.close()
+        self.pidfd.close()
+        for fd in (self.console, self.listener):
+            if fd is not None:
+                fd.close()
+
+
+def choose_shape(namespaces: NamespacePlan) -> str:
+    """`direct` where one clone is enough: root, and no user namespace that stands in the way of another join.
+
+    A namespace made by the clone that also makes the user namespace belongs to it; one that is joined by
+    path belongs to another, which the child could not enter any more.
+    """
+    if os.geteuid() != 0 or namespaces.join_of(c.CLONE_NEWUSER) is not None:
+        return STAGED
+    joins_others = any(join.kind != c.CLONE_NEWPID for join in namespaces.joins)
+    return STAGED if namespaces.new & c.CLONE_NEWUSER and joins_others else DIRECT
+
+
+def launch_landlord(
+    plan: LandlordPlan, cgroup: CgroupJoin, shape: str, host: HostSide
+) -> Operation[Launched]:
+    """Bring a container's init up to its start gate. StageError, with no process left, when a step fails."""
+    launch = direct.launch_landlord if shape == DIRECT else staged.launch_landlord
+    born_in = cgroup.v2_dir
+    try:
+        channels = launch(plan, cgroup, born_in)
+    except OSError as error:
+        if error.errno != errno.ENOSYS or born_in is None:
+            raise _clone_failure(error) from error
+        channels = launch(plan, cgroup, None)  # no clone3: it joins by cgroup.procs
+    return (yield from _converse(channels, host))
+
+
+def launch_tenant(
+    plan: TenantPlan,
+    cgroup: CgroupJoin,
+    shape: str,
+    host: HostSide,
+    landlord_cgroup: Callable[[], OwnedFd] | None,
+) -> Operation[Launched]:
+    """Bring an exec past its execve. `landlord_cgroup` opens the cgroup to fall back to, None allows none."""
+    launch = direct.launch_tenant if shape == DIRECT else staged.launch_tenant
+    joined, fallback = "own", None
+    try:
+        try:
+            channels = launch(plan, cgroup, cgroup.v2_dir, None)
+        except OSError as error:
+            if cgroup.v2_dir is None:
+                raise
+            if error.errno in FALLBACK_ERRORS and landlord_cgroup is not None:
+                # Init moved away: into a child, so that its cgroup holds controllers (EBUSY), or for good.
+                fallback = landlord_cgroup()
+                joined = "landlord"
+                channels = launch(plan, cgroup, fallback, None)
+            elif error.errno == errno.ENOSYS:
+                fallback = landlord_cgroup() if landlord_cgroup is not None else None
+                channels = launch(plan, cgroup, None, fallback)
+            else:
+                raise
+    except OSError as error:
+        raise _clone_failure(error) from error
+    finally:
+        if fallback is not None:
+            fallback.close()
+    launched = yield from _converse(channels, host)
+    launched.cgroup = joined
+    try:
+        yield from await_execve(launched)
+    except BaseException as failure:
+        yield from _bury(launched.pid, launched.pidfd, failure)
+        launched.close()
+        raise
+    return launched
+
+
+def start_landlord(launched: Launched) -> Operation[None]:
+    """Open the start gate and wait until execve has succeeded. StageError with the reason if it did not."""
+    try:
+        launched.channel.send(Start())
+    except BrokenPipeError:
+        raise StageError("main", "start", f"process {launched.pid}", "it has ended already") from None
+    yield from await_execve(launched)
+
+
+def await_execve(launched: Launched) -> Operation[None]:
+    """Until the channel ends, which execve does (close-on-exec); a failed one says so before."""
+    try:
+        message, fds = yield from launched.channel.received((), STAGE_TIMEOUT_S)
+    except ChannelClosed:
+        launched.channel.close()
+        trace.mark("execve seen")
+        return
+    close_all(fds)
+    raise StageError("main", "read", "message", f"expected the end of the channel, got {message!r}")
+
+
+def _clone_failure(error: OSError) -> StageError:
+    return StageError("main", "clone", "", os.strerror(error.errno or 0), error.errno or 0)
+
+
+def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
+    """Answer requests until Ready; on any failure, the stages are killed and waited for, and it is raised."""
+    trace.mark("clone")
+    child, pidfd = channels.pid, channels.pidfd
+    yield Claim(child)
+    launched: Launched | None = None
+    try:
+        if channels.inter is not None:
+            yield from _converse_with_intermediate(channels, host)
+        launched = Launched(channels.pid, channels.pidfd, channels.init)
+        yield from _converse_with_init(launched, host)
+    except BaseException as failure:
+        channels.init.close()
+        if channels.inter is not None:
+            channels.inter.close()
+        yield from _bury(channels.pid, channels.pidfd, failure)
+        if child != channels.pid:
+            yield from _bury(child, pidfd, failure)
+        channels.pidfd.close()
+        pidfd.close()
+        raise
+    if child != channels.pid:
+        yield Exit(child)
+        pidfd.close()
+    return launched
+
+
+def _converse_with_intermediate(channels: direct.Channels, host: HostSide) -> Operation[None]:
+    inter = channels.inter
+    assert inter is not None
+    while True:
+        message, _fds = yield from inter.received((MappingRequest, InitPid), STAGE_TIMEOUT_S)
+        if isinstance(message, InitPid):
+            break
+        _map(host, channels.pid)
+        inter.send(MappingWritten())
+    yield Claim(message.pid)
+    channels.pid, channels.pidfd = message.pid, OwnedFd(os.pidfd_open(message.pid))
+    inter.close()
+
+
+def _map(host: HostSide, pid: int) -> None:
+    if host.write_mapping is None:
+        raise StageError("main", "map user namespace", f"of process {pid}", "no mappings are given")
+    host.write_mapping(pid)
+
+
+def _converse_with_init(launched: Launched, host: HostSide) -> Operation[None]:
+    warnings = host.set_limits(launched.pid)
+    channel = launched.channel
+    try:
+        channel.send(LimitsSet())
+    except BrokenPipeError:
+        pass  # it failed already; its report is in the channel and says more than we know
+    while True:
+        message, fds = yield from channel.received((MappingRequest, HooksRequest, Ready), STAGE_TIMEOUT_S)
+        if isinstance(message, Ready):
+            break
+        if isinstance(message, MappingRequest):
+            _map(host, launched.pid)
+            channel.send(MappingWritten())
+        elif host.run_hooks is not None:
+            yield from host.run_hooks(launched.pid)
+            channel.send(HooksDone())
+    launched.marks, launched.warnings = message.marks, warnings + message.warnings
+    for name, fd in zip(message.fds, fds, strict=True):
+        if name == "console":
+            launched.console = fd
+        else:
+            launched.listener = fd
+
+
+def _bury(pid: int, pidfd: OwnedFd, failure: BaseException) -> Operation[None]:
+    """Kill a stage and wait for it, so that nothing of a failed start is left running."""
+    try:
+        _signal.pidfd_send_signal(pidfd.fileno(), _signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    if not isinstance(failure, GeneratorExit):  # nobody drives us any more; the reaper takes it
+        yield Exit(pid)

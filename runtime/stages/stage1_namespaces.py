@@ -1,0 +1,175 @@
+"""Stage 1: enter the cgroup, the user namespace and the PID namespace, then clone init as a sibling.
+
+We are in 1:INTER, a child of stage 0. Our job is everything that must be done before init exists: init
+is born in the cgroup and in the PID namespace, and with the ids of its user namespace. We do not touch
+the root file system, and we end as soon as init's pid is reported. The functions here are also what the
+direct shape does around its one clone.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from runtime.linux import constants as c
+from runtime.linux.process import set_dumpable, setns, unshare
+from runtime.linux.sched import reset_affinity, sched_setaffinity
+from runtime.namespaces import enter
+from runtime.record import Record
+from runtime.stages.messages import InitPid, MappingRequest, MappingWritten
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from runtime.affinity import AffinityPlan
+    from runtime.linux.fds import OwnedFd
+    from runtime.namespaces import Join
+    from runtime.stages.channel import Channel
+    from runtime.stages.clone import Step
+    from runtime.stages.plan import LandlordPlan, TenantPlan
+
+# Entered by stage 2, after its last cgroup join and with offsets written in between.
+LATE_KINDS = c.CLONE_NEWCGROUP | c.CLONE_NEWTIME
+
+
+class CgroupEntry(Record):
+    """What a stage enters its cgroups by.
+
+    `v2` is None where there is no v2 hierarchy or clone3 has put the child there already; `landlord` is
+    the cgroup of the landlord's init, to be joined where `v2` cannot be.
+    """
+
+    v1_tasks: tuple[OwnedFd, ...]
+    v2: OwnedFd | None
+    landlord: OwnedFd | None = None
+
+
+# The cgroup has controllers enabled for its children (init moved into one), or is gone since init left it.
+FALLBACK_ERRORS = (errno.EBUSY, errno.ENOENT, errno.ENODEV)
+
+
+def enter_cgroups(step: Step, entry: CgroupEntry) -> None:
+    """Move this process, which has one thread, into its cgroups.
+
+    v1 by writing 0 to `tasks`: `cgroup.procs` takes a lock that costs 7 to 16 ms on a quiet node.
+    """
+    step.begin("join cgroup")
+    for tasks in entry.v1_tasks:
+        os.write(tasks.fileno(), b"0")
+    if entry.v2 is None:
+        return
+    try:
+        _write_procs(entry.v2)
+    except OSError as error:
+        if entry.landlord is None or error.errno not in FALLBACK_ERRORS:
+            raise
+        _write_procs(entry.landlord)
+
+
+def _write_procs(directory: OwnedFd) -> None:
+    fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=directory.fileno())
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+
+
+def reset_affinity_after_join(step: Step, affinity: AffinityPlan | None) -> None:
+    """BEHAVIOURS of the CPU affinity after the join: an explicit set, nothing, or all possible CPUs.
+
+    Since Linux 6.2 the caller's own affinity would survive the join. The reset is an all-ones mask, which
+    the kernel clamps to the cpuset: with the effective list instead, the process would not follow when
+    the cpuset is widened later.
+    """
+    step.begin("set cpu affinity")
+    if affinity is None or affinity.reset:
+        reset_affinity()
+    elif affinity.after_join is not None:
+        sched_setaffinity(0, affinity.after_join)
+
+
+def enter_user_namespace(step: Step, plan: LandlordPlan, main: Channel) -> None:
+    """Enter or make the user namespace; a new one gets its maps from stage 0, on request."""
+    for join, fd in plan.joins:
+        if join.kind == c.CLONE_NEWUSER:
+            step.begin("join user namespace", join.path)
+            enter(join, fd.fileno())
+            become_root_inside()
+    if plan.namespaces.new & c.CLONE_NEWUSER:
+        step.begin("unshare user namespace")
+        unshare(c.CLONE_NEWUSER)
+        request_mapping(step, main)
+
+
+def request_mapping(step: Step, main: Channel) -> None:
+    """Ask stage 0 for the uid and gid maps of our new user namespace and become its root."""
+    step.begin("map user namespace")
+    set_dumpable(
+        True
+    )  # else our uid_map belongs to the global root, and a rootless stage 0 could not write it
+    main.send(MappingRequest())
+    main.expect(MappingWritten)
+    set_dumpable(False)
+    become_root_inside()
+
+
+def become_root_inside() -> None:
+    """Take uid 0 and gid 0 of the user namespace just entered; a setuid bit of before must not matter."""
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
+def enter_pid_namespace(step: Step, new: int, joins: Iterable[tuple[Join, OwnedFd]]) -> None:
+    """Let our next child be born in the PID namespace; the last one we enter, as only that child lives in it."""
+    for join, fd in joins:
+        if join.kind == c.CLONE_NEWPID:
+            step.begin("join pid namespace", join.path)
+            enter(join, fd.fileno())
+    if new & c.CLONE_NEWPID:
+        step.begin("unshare pid namespace")
+        unshare(c.CLONE_NEWPID)
+
+
+def become_intermediate_of_landlord(
+    step: Step, plan: LandlordPlan, entry: CgroupEntry, main: Channel, clone_init: Callable[[], int]
+) -> None:
+    """The whole of stage 1 for a container's init."""
+    # Before the user namespace: root outside may join what a mapped root may not. Before the cgroup
+    # namespace, whose root is the cgroup that its maker is in.
+    enter_cgroups(step, entry)
+    reset_affinity_after_join(step, None)
+    if plan.namespaces.new & c.CLONE_NEWUSER:
+        # They belong to the user namespace we are about to leave, and so does the right to enter them.
+        enter_by_path(step, plan.joins)
+        enter_user_namespace(step, plan, main)
+    else:
+        enter_user_namespace(step, plan, main)
+        enter_by_path(step, plan.joins)
+    enter_pid_namespace(step, plan.namespaces.new, plan.joins)
+    step.begin("clone init")
+    main.send(InitPid(clone_init()))
+
+
+def become_intermediate_of_tenant(
+    step: Step, plan: TenantPlan, entry: CgroupEntry, main: Channel, clone_init: Callable[[], int]
+) -> None:
+    """The whole of stage 1 for an exec."""
+    if plan.affinity.before_join is not None:
+        step.begin("set cpu affinity before the join")
+        sched_setaffinity(0, plan.affinity.before_join)
+    enter_cgroups(step, entry)
+    reset_affinity_after_join(step, plan.affinity)
+    if plan.kinds & c.CLONE_NEWPID:
+        step.begin("join pid namespace", f"of process {plan.landlord_pid}")
+        setns(plan.landlord_pidfd, c.CLONE_NEWPID)
+    step.begin("clone init")
+    main.send(InitPid(clone_init()))
+
+
+def enter_by_path(step: Step, joins: Iterable[tuple[Join, OwnedFd]]) -> None:
+    """Enter the namespaces given by path that are neither user (done), PID (last) nor late ones."""
+    for join, fd in joins:
+        if not join.kind & (c.CLONE_NEWUSER | c.CLONE_NEWPID | LATE_KINDS):
+            step.begin(f"join {join.name} namespace", join.path)
+            enter(join, fd.fileno())

@@ -1,0 +1,94 @@
+"""Stage 2 of a landlord: from bare namespaces to the container's own world, then the program.
+
+We are in 2:INIT. Our job is the root file system, the host name, the credentials, and to wait at the
+start gate. The order of the steps is the security of the container; where it matters a comment says why.
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+import struct
+
+from runtime.linux import constants as c
+from runtime.linux.process import unshare
+from runtime.rootfs import apply_mounts, pivot_into, protect
+from runtime.stages.messages import HooksDone, HooksRequest, Start
+from runtime.stages.program import announce, prepare_program, run_program
+from runtime.stages.stage1_namespaces import LATE_KINDS
+from runtime.sysctls import apply_sysctls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from runtime.stages.channel import Channel
+    from runtime.stages.clone import Step
+    from runtime.stages.plan import LandlordPlan
+
+
+def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
+    """The list of steps of a container's start, in order. `namespaces` not made by the clone are entered by now."""
+    new = plan.namespaces.new
+    if new & c.CLONE_NEWCGROUP:
+        # After the last cgroup join: its root is the cgroup that we are in at this moment.
+        step.begin("unshare cgroup namespace")
+        unshare(c.CLONE_NEWCGROUP)
+    name_the_host(step, plan)
+    if new & c.CLONE_NEWNET:
+        step.begin("bring up", "lo")
+        bring_up_loopback()
+    step.begin("mount root file system", plan.rootfs.root)
+    mounted = apply_mounts(plan.rootfs)
+    if plan.host_hooks:
+        step.begin("wait for hooks")
+        main.send(HooksRequest())  # they must see the mounts, but still by the host's root
+        main.expect(HooksDone)
+    step.begin("pivot into", plan.rootfs.root)
+    pivot_into(mounted)
+    step.begin("write sysctls")
+    apply_sysctls(plan.sysctls)  # before /proc/sys becomes read-only
+    step.begin("mask and protect paths")
+    protect(mounted)
+    prepared = prepare_program(step, plan.process, main)
+    announce(prepared, main)
+    main.expect(Start)
+    run_program(step, prepared)
+
+
+def enter_remaining_namespaces(step: Step, plan: LandlordPlan) -> None:
+    """What stage 1 left to us when it did the user namespace: the new ones, which that namespace then owns."""
+    remaining = plan.namespaces.new & ~(c.CLONE_NEWUSER | c.CLONE_NEWPID | LATE_KINDS)
+    step.begin("unshare namespaces")
+    unshare(remaining)
+
+
+def name_the_host(step: Step, plan: LandlordPlan) -> None:
+    """sethostname(2) and setdomainname(2), where the container has a UTS namespace of its own."""
+    if plan.hostname is not None:
+        step.begin("set hostname", plan.hostname)
+        _socket.sethostname(plan.hostname)
+    if plan.domainname is not None:
+        step.begin("set domainname", plan.domainname)
+        fd = os.open("/proc/sys/kernel/domainname", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, plan.domainname.encode())
+        finally:
+            os.close(fd)
+
+
+SIOCGIFFLAGS = 0x8913
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+
+
+def bring_up_loopback() -> None:
+    """netdevice(7): a new network namespace has `lo` down."""
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
+        request = fcntl.ioctl(sock.fileno(), SIOCGIFFLAGS, struct.pack("16sH22x", b"lo", 0))
+        flags: int = struct.unpack("16sH22x", request)[1]
+        fcntl.ioctl(sock.fileno(), SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | IFF_UP))
+    finally:
+        sock.close()

@@ -1,0 +1,95 @@
+"""The staged shape: main, 1:INTER and 2:INIT as three processes, as runc and youki do it.
+
+It is needed where a user namespace stands between what stage 1 and stage 2 may do, and for a caller
+who is not root; elsewhere it is the reference that the direct shape is tested against.
+"""
+
+from __future__ import annotations
+
+import os
+
+from runtime.stages.channel import channel_pair
+from runtime.stages.clone import INIT, INTER, clone_stage
+from runtime.stages.direct import Channels, kept
+from runtime.stages.stage1_namespaces import (
+    CgroupEntry,
+    become_intermediate_of_landlord,
+    become_intermediate_of_tenant,
+)
+from runtime.stages.stage2_exec import become_tenant
+from runtime.stages.stage2_init import become_init, enter_remaining_namespaces
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.cgroups import Join as CgroupJoin
+    from runtime.linux.fds import OwnedFd
+    from runtime.stages.channel import Channel
+    from runtime.stages.clone import Step
+    from runtime.stages.plan import LandlordPlan, TenantPlan
+
+
+def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | None) -> Channels:
+    """Clone the intermediate process of a container's init. OSError of clone3(2), with nothing left open."""
+    entry = CgroupEntry(cgroup.v1_tasks, None if born_in else cgroup.v2_dir)
+    keep = kept(plan.process.stdio, entry, *(fd for _join, fd in plan.joins))
+
+    def run_inter(step: Step, main: Channel, clone_init: Callable[[], int]) -> None:
+        become_intermediate_of_landlord(step, plan, entry, main, clone_init)
+
+    def run_init(step: Step, main: Channel) -> None:
+        enter_remaining_namespaces(step, plan)
+        become_init(step, plan, main)
+
+    return _clone(run_inter, run_init, keep, born_in)
+
+
+def launch_tenant(
+    plan: TenantPlan, cgroup: CgroupJoin, born_in: OwnedFd | None, landlord: OwnedFd | None
+) -> Channels:
+    """Clone the intermediate process of an exec. OSError of clone3(2), with nothing left open."""
+    entry = CgroupEntry(cgroup.v1_tasks, None if born_in else cgroup.v2_dir, landlord)
+    keep = (*kept(plan.process.stdio, entry), plan.landlord_pidfd)
+
+    def run_inter(step: Step, main: Channel, clone_init: Callable[[], int]) -> None:
+        become_intermediate_of_tenant(step, plan, entry, main, clone_init)
+
+    def run_init(step: Step, main: Channel) -> None:
+        become_tenant(step, plan, main)
+
+    return _clone(run_inter, run_init, keep, born_in)
+
+
+def _clone(
+    run_inter: Callable[[Step, Channel, Callable[[], int]], None],
+    run_init: Callable[[Step, Channel], None],
+    keep: tuple[int, ...],
+    born_in: OwnedFd | None,
+) -> Channels:
+    near_inter, far_inter = channel_pair("main", INTER)
+    near_init, far_init = channel_pair("main", INIT)
+
+    def clone_init() -> int:
+        # A sibling: stage 0, not the intermediate process, must be able to wait for it.
+        pid, pidfd = clone_stage(INIT, lambda step: run_init(step, far_init), far_init, keep, sibling=True)
+        os.close(pidfd)
+        far_init.close()
+        return pid
+
+    try:
+        pid, pidfd = clone_stage(
+            INTER,
+            lambda step: run_inter(step, far_inter, clone_init),
+            far_inter,
+            (*keep, far_init.fileno()),
+            cgroup_fd=born_in.fileno() if born_in else -1,
+        )
+    except OSError:
+        near_inter.close()
+        near_init.close()
+        raise
+    finally:
+        far_inter.close()
+        far_init.close()
+    return Channels(pid, pidfd, near_init, near_inter)

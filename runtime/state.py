@@ -1,0 +1,181 @@
+"""state.json: what must be known of a container by a process that did not start it.
+
+Always a whole file: written beside, synced and renamed. Ids are checked here and joined below the root
+directory, so that no id can name anything else. A process is named by pid and start time together:
+the pid alone may be somebody else's by now.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from runtime.errors import IdInUse, InvalidId, InvalidState, NotFound, StageError
+from runtime.linux import process
+from runtime.record import Record, as_dict
+from runtime.spec.json import dump, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CREATING = "creating"
+CREATED = "created"
+RUNNING = "running"
+PAUSED = "paused"
+STOPPED = "stopped"
+
+# What may come after what (runtime.md, "Lifecycle"; paused is runc's).
+NEXT: dict[str, tuple[str, ...]] = {
+    CREATING: (CREATED, STOPPED),
+    CREATED: (RUNNING, STOPPED),
+    RUNNING: (PAUSED, STOPPED),
+    PAUSED: (RUNNING, STOPPED),
+    STOPPED: (),
+}
+
+_ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+.-")
+_MAX_ID = 255
+_MAX_STATE = 1024 * 1024
+STATE_FILE = "state.json"
+
+
+class State(Record):
+    """The content of state.json. `start_time` is init's, in clock ticks after boot; `created` RFC 3339 UTC."""
+
+    id: str
+    bundle: str
+    pid: int
+    start_time: int
+    created: str
+    cgroups_path: str
+    cgroup_directories: tuple[tuple[str, str], ...]
+    namespaces: int
+    rootfs: str
+    annotations: dict[str, str]
+    oci_version: str
+    stdio: tuple[str, ...] = ()
+    version: int = 1
+
+
+def transition(current: str, target: str) -> str:
+    """`target`, if it may follow `current`. InvalidState otherwise."""
+    if target not in NEXT[current]:
+        raise InvalidState(f"cannot go from {current} to {target}")
+    return target
+
+
+def check_id(value: str) -> str:
+    """`value`, if it is a container id (runc's rule). InvalidId otherwise."""
+    if not 1 <= len(value) <= _MAX_ID or value in (".", "..") or not _ID_CHARACTERS.issuperset(value):
+        raise InvalidId(value)
+    return value
+
+
+def make_directory(root: str, container_id: str, traversable: bool) -> str:
+    """Make the container's directory below `root` (0700, made on demand) and give its path.
+
+    `traversable` (0711) lets a user namespace's root reach what it must. IdInUse when it exists.
+    """
+    check_id(container_id)
+    _make_root(root)
+    path = f"{root}/{container_id}"
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        raise IdInUse(f"container {container_id} exists already") from None
+    if traversable:
+        os.chmod(path, 0o711)  # noqa: S103 -- the mapped root must be able to pass through
+    return path
+
+
+def _make_root(root: str) -> None:
+    """Every level with an explicit mode: os.makedirs would give the parents 0755."""
+    if os.path.isdir(root):
+        return
+    path = ""
+    for part in root.strip("/").split("/"):
+        path += f"/{part}"
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StageError(
+                "main", "create directory", path, os.strerror(error.errno or 0), error.errno or 0
+            ) from error
+
+
+def remove_directory(root: str, container_id: str) -> None:
+    """Remove the container's directory; fine if it is gone."""
+    path = f"{root}/{check_id(container_id)}"
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return
+    for name in names:
+        os.unlink(f"{path}/{name}")
+    os.rmdir(path)
+
+
+def save(directory: str, state: State) -> None:
+    """Write state.json into `directory` so that a reader sees the old or the new one, whole."""
+    temporary = f"{directory}/.{STATE_FILE}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        data = memoryview(dump(as_dict(state)))
+        while data:
+            data = data[os.write(fd, data) :]
+        os.fsync(fd)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+    os.rename(temporary, f"{directory}/{STATE_FILE}")
+
+
+def load(root: str, container_id: str) -> State:
+    """Read a container's state. NotFound without one; InvalidState when the file is not ours to understand."""
+    path = f"{root}/{check_id(container_id)}/{STATE_FILE}"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFound(f"container {container_id} does not exist") from None
+    except OSError as error:
+        raise InvalidState(f"read {path}: {os.strerror(error.errno or 0)}") from error
+    try:
+        data = os.read(fd, _MAX_STATE)
+    except OSError as error:  # a directory in its place, say
+        raise InvalidState(f"read {path}: {os.strerror(error.errno or 0)}") from error
+    finally:
+        os.close(fd)
+    try:
+        return _from_json(parse(data))
+    except Exception as error:
+        raise InvalidState(f"state of container {container_id} is damaged: {error}") from error
+
+
+def _from_json(value: Any) -> State:
+    if value.get("version") != 1:
+        raise ValueError(f"unknown version {value.get('version')!r}")
+    value["cgroup_directories"] = tuple((str(name), str(path)) for name, path in value["cgroup_directories"])
+    value["stdio"] = tuple(str(name) for name in value["stdio"])
+    state = State(**value)
+    for number in (state.pid, state.start_time, state.namespaces):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{number!r} is not a number")
+    for text in (state.id, state.bundle, state.cgroups_path, state.rootfs, state.created):
+        if type(text) is not str:
+            raise ValueError(f"{text!r} is not a text")
+    return state
+
+
+def is_alive(pid: int, start_time: int) -> bool:
+    """True while the very process runs that had `pid` at `start_time`; a zombie has ended."""
+    try:
+        return process.start_time(pid) == start_time and not process.is_zombie(pid)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            return False
+        raise

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from runtime import state
+from runtime.errors import IdInUse, InvalidId, InvalidState, NotFound
+from runtime.linux.process import start_time
+from runtime.state import State
+
+EXAMPLE = State(
+    id="c1",
+    bundle="/b",
+    pid=4711,
+    start_time=99,
+    created="2026-01-02T03:04:05.000000006Z",
+    cgroups_path="/pod/c1",
+    cgroup_directories=(("memory", "/sys/fs/cgroup/memory/pod/c1"),),
+    namespaces=0x20020000,
+    rootfs="/b/rootfs",
+    annotations={"a": "ö"},
+    oci_version="1.2.0",
+)
+
+
+@pytest.mark.parametrize("good", ["a", "A-b_c+d.e0", "x" * 255, "..a", "..."])
+def test_an_id_of_allowed_characters_is_taken(good: str) -> None:
+    assert state.check_id(good) == good
+
+
+@pytest.mark.parametrize(
+    "bad", ["", ".", "..", "a/b", "../a", "a\n", "a\0b", "ä", "\uff11", "x" * 256, "a b", "a\\b"]
+)
+def test_any_other_id_is_refused(bad: str) -> None:
+    with pytest.raises(InvalidId):
+        state.check_id(bad)
+
+
+def test_a_container_directory_is_private_and_so_are_the_parents_made_for_it(tmp_path: Path) -> None:
+    root = tmp_path / "a" / "b"
+    before = os.umask(0)
+    try:
+        state.make_directory(str(root), "c1", traversable=False)
+    finally:
+        os.umask(before)
+    for path in (root.parent, root, root / "c1"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_a_container_directory_with_a_user_namespace_can_be_passed_through(tmp_path: Path) -> None:
+    state.make_directory(str(tmp_path), "c1", traversable=True)
+    assert stat.S_IMODE((tmp_path / "c1").stat().st_mode) == 0o711
+
+
+def test_an_existing_id_is_in_use(tmp_path: Path) -> None:
+    state.make_directory(str(tmp_path), "c1", traversable=False)
+    with pytest.raises(IdInUse, match="c1"):
+        state.make_directory(str(tmp_path), "c1", traversable=False)
+
+
+def test_an_id_that_is_a_dangling_symlink_is_in_use_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "c1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IdInUse):
+        state.make_directory(str(tmp_path), "c1", traversable=False)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def saved(root: Path, what: State = EXAMPLE) -> Path:
+    directory = state.make_directory(str(root), what.id, traversable=False)
+    state.save(directory, what)
+    return Path(directory)
+
+
+def test_a_saved_state_is_loaded_as_it_was(tmp_path: Path) -> None:
+    saved(tmp_path)
+    assert state.load(str(tmp_path), "c1") == EXAMPLE
+
+
+def test_saving_leaves_one_private_file_and_no_temporary_one(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    state.save(str(directory), EXAMPLE)
+    assert os.listdir(directory) == ["state.json"]
+    assert stat.S_IMODE((directory / "state.json").stat().st_mode) == 0o600
+
+
+def test_a_save_that_fails_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = saved(tmp_path)
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="space"):
+        state.save(str(directory), EXAMPLE)
+    assert os.listdir(directory) == ["state.json"]
+    assert state.load(str(tmp_path), "c1") == EXAMPLE
+
+
+def test_a_container_without_state_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="container c1 does not exist"):
+        state.load(str(tmp_path), "c1")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"version": 2}', b'{"version": 1}', b"\xff", b"{" * 5000]
+)
+def test_a_damaged_state_says_so(tmp_path: Path, content: bytes) -> None:
+    directory = saved(tmp_path)
+    (directory / "state.json").write_bytes(content)
+    with pytest.raises(InvalidState, match="c1 is damaged"):
+        state.load(str(tmp_path), "c1")
+
+
+def test_a_state_with_a_field_of_the_wrong_type_is_damaged(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    text = (directory / "state.json").read_text()
+    assert "4711" in text
+    (directory / "state.json").write_text(text.replace("4711", "true"))
+    with pytest.raises(InvalidState, match="damaged"):
+        state.load(str(tmp_path), "c1")
+
+
+@pytest.mark.parametrize("kind", ["symlink", "directory", "fifo"])
+def test_what_is_no_file_is_not_read_as_one(tmp_path: Path, kind: str) -> None:
+    directory = saved(tmp_path)
+    path = directory / "state.json"
+    path.rename(tmp_path / "real.json")
+    if kind == "symlink":
+        path.symlink_to(tmp_path / "real.json")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(InvalidState):
+        state.load(str(tmp_path), "c1")
+
+
+def test_a_process_is_alive_only_with_its_own_start_time() -> None:
+    pid = os.getpid()
+    assert state.is_alive(pid, start_time(pid))
+    assert not state.is_alive(pid, start_time(pid) + 1)
+
+
+def test_a_zombie_and_a_reaped_process_have_ended() -> None:
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    started = start_time(pid)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not state.is_alive(pid, started)
+    os.waitpid(pid, 0)
+    assert not state.is_alive(pid, started)
+
+
+def test_states_change_only_as_the_table_says() -> None:
+    assert state.transition(state.CREATED, state.RUNNING) == state.RUNNING
+    with pytest.raises(InvalidState, match="cannot go from stopped to running"):
+        state.transition(state.STOPPED, state.RUNNING)
