@@ -91,17 +91,17 @@ def open_joins(plan: NamespacePlan) -> tuple[tuple[Join, OwnedFd], ...]:
     A join of the user namespace that we are in already is left out: setns(2) refuses it.
     """
     opened: list[tuple[Join, OwnedFd]] = []
-    try:
-        for join in plan.joins:
+    for join in plan.joins:
+        try:
             fd = OwnedFd(os.open(join.path, os.O_RDONLY | os.O_CLOEXEC))
-            if join.kind == c.CLONE_NEWUSER and _is_ours(fd):
-                fd.close()
-                continue
+        except OSError as error:
+            close_all(fd for _join, fd in opened)
+            text, number = os.strerror(error.errno or 0), error.errno or 0
+            raise StageError("main", f"open {join.name} namespace", join.path, text, number) from error
+        if join.kind == c.CLONE_NEWUSER and _is_ours(fd):
+            fd.close()
+        else:
             opened.append((join, fd))
-    except OSError as error:
-        close_all(fd for _join, fd in opened)
-        text = os.strerror(error.errno or 0)
-        raise StageError("main", f"open {join.name} namespace", join.path, text, error.errno or 0) from error
     return tuple(opened)
 
 

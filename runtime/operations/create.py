@@ -49,7 +49,7 @@ def create(host: Host, request: CreateRequest) -> Operation[Container]:
         plan = _plan_landlord(host, request, namespaces, stdio)
         undo.push(close_all, [fd for _join, fd in plan.joins])
         trace.mark("plan")
-        cgroup = create_cgroup(host.layout, _cgroups_path(request), spec.linux.resources)
+        cgroup = create_cgroup(host.layout, spec.linux.cgroups_path or "", spec.linux.resources, request.id)
         undo.push(cgroup.try_delete)
         trace.mark("make cgroup")
         kills_before = cgroup.oom_kill_count()
@@ -119,11 +119,6 @@ def _launch(host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgro
     return container
 
 
-def _cgroups_path(request: CreateRequest) -> str:
-    """config-linux.md, "Cgroups Path": without one the runtime chooses; ours is below /manor."""
-    return request.spec.linux.cgroups_path or f"/manor/{request.id}"
-
-
 def _with_oom(error: StageError, cgroup: Cgroup, kills_before: int) -> StageError:
     """The same failure, saying so if the kernel killed init for its memory limit meanwhile."""
     if cgroup.oom_kill_count() <= kills_before:
@@ -147,10 +142,10 @@ def describe(container: Container) -> state.State:
         pid=container.pid,
         start_time=container.start_time,
         created=container.created,
-        cgroups_path=spec.linux.cgroups_path or f"/manor/{container.id}",
+        cgroups_path=container.cgroup.path,
         cgroup_directories=tuple(container.cgroup.paths.items()),
         namespaces=container.namespaces,
-        rootfs=os.path.normpath(f"{container.bundle}/{spec.root.path}" if spec.root else container.bundle),
-        annotations=dict(spec.annotations),
+        rootfs=os.path.join(container.bundle, spec.root.path),
+        annotations=dict(spec.annotations or {}),
         oci_version=spec.oci_version,
     )

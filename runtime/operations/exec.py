@@ -34,6 +34,7 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
     stdio, null = complete(request.stdio)
     try:
         plan = TenantPlan(
+            container_id=container.id,
             landlord_pid=container.pid,
             landlord_pidfd=container.pidfd.fileno(),
             kinds=container.namespaces,
@@ -85,7 +86,7 @@ def plan_affinity(container: Container, process: Process) -> AffinityPlan:
     wanted = process.exec_cpu_affinity
     if wanted is None and container.spec.process is not None:
         wanted = container.spec.process.exec_cpu_affinity
-    annotation = container.spec.annotations.get(ANNOTATION)
+    annotation = (container.spec.annotations or {}).get(ANNOTATION)
     if annotation is None:
         return plan_tenant(None, (), None, wanted)
     return plan_tenant(annotation, isolated_cpus(), container.cgroup.cpuset_cpus(), wanted)

@@ -6,6 +6,7 @@ import os
 
 from runtime import limits, seccomp
 from runtime.credentials import plan_credentials
+from runtime.labels import require_available
 from runtime.linux.fds import OwnedFd
 from runtime.record import Record
 from runtime.stages.plan import ProcessPlan, Stdio
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def plan_process(host: Host, process: Process, profile: Seccomp | None, stdio: Stdio) -> ProcessPlan:
-    """Decide, and compile the filter. ConfigError for what the process may not ask for."""
+    """Decide, and compile the filter. ConfigError or Unsupported for what the process may not ask for."""
+    require_available(process.apparmor_profile, process.selinux_label)
     return ProcessPlan(
         args=process.args,
         env=process.env,

@@ -79,7 +79,9 @@ class Channel:
         """Block until the next message, which must be a `kind` without fds."""
         message, fds = self.receive()
         close_all(fds)
-        return self._checked(message, kind)
+        if not isinstance(message, kind):
+            raise self._unexpected(message, kind.__name__)
+        return message
 
     def received(
         self, kinds: tuple[type[Record], ...], timeout_s: float | None
@@ -89,17 +91,12 @@ class Channel:
         message, fds = self.receive(_socket.MSG_DONTWAIT)
         if not isinstance(message, kinds):
             close_all(fds)
-            self._refuse(message, " or ".join(kind.__name__ for kind in kinds))
+            raise self._unexpected(message, " or ".join(kind.__name__ for kind in kinds))
         return message, fds
 
-    def _checked(self, message: Record, kind: type[M]) -> M:
-        if not isinstance(message, kind):
-            self._refuse(message, kind.__name__)
-        return message
-
-    def _refuse(self, message: Record, wanted: str) -> None:
+    def _unexpected(self, message: Record, wanted: str) -> StageError:
         got = type(message).__name__
-        raise StageError("main", "read", f"message of {self.peer}", f"expected {wanted}, got {got}")
+        return StageError("main", "read", f"message of {self.peer}", f"expected {wanted}, got {got}")
 
     def send_failure(self, stage: str, step: tuple[str, str], failure: BaseException) -> None:
         """Report `failure` of `step` (operation, subject) in `stage`; never raises, as it is a child's last word."""

@@ -10,6 +10,10 @@ from __future__ import annotations
 from runtime.errors import StageError
 from runtime.record import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 MAX_MESSAGE = 32 * 1024
 
 
@@ -104,11 +108,10 @@ def decode(data: bytes) -> Record:
         return Ready(tuple(fields[0].split()), _parse_marks(fields[1]), tuple(fields[2:]))
     if kind is None or kind is Ready or len(fields) != len(kind.FIELD_NAMES):
         raise StageError("main", "read", "message", f"not a message of the stages: {name[:40]!r}")
-    values: list[str | int] = []
+    values: list[Any] = []
     for field, text in zip(kind.FIELD_NAMES, fields, strict=True):
         values.append(_parse_number(text) if (name, field) in _NUMBERS else text)
-    message: Record = kind(*values)
-    return message
+    return kind(*values)
 
 
 def _parse_number(text: str) -> int:

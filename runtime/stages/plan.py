@@ -67,6 +67,7 @@ class LandlordPlan(Record):
 class TenantPlan(Record):
     """An exec: a process that joins the namespaces `kinds` of the landlord behind `landlord_pidfd`."""
 
+    container_id: str
     landlord_pid: int
     landlord_pidfd: int
     kinds: int

@@ -11,13 +11,12 @@ import stat
 
 from runtime import labels, trace
 from runtime.credentials import become
-from runtime.errors import ManorError, StageError
 from runtime.linux.process import set_no_new_privs
 from runtime.linux.seccomp import load
-from runtime.payload import enter_cwd, execute, prepare
-from runtime.stages.clone import INIT, unblock_signals
+from runtime.payload import close_on_exec, enter_cwd, execute, prepare, try_enter_cwd
+from runtime.stages.clone import unblock_signals
 from runtime.stages.messages import LimitsSet, Ready
-from runtime.terminal import open_console
+from runtime.terminal import mount_console, open_console
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,13 +38,13 @@ class Prepared:
         self.plan, self.program, self.console, self.listener = plan, program, console, listener
 
 
-def prepare_program(step: Step, plan: ProcessPlan, main: Channel) -> Prepared:
+def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool) -> Prepared:
     """Everything between the last namespace and the start gate. StageError for a bad cwd, user or command."""
     step.begin("set up stdio")
     os.setsid()
     console = None
     if plan.terminal:
-        console = take_console(plan)
+        console = take_console(plan, landlord)
     else:
         take_stdio(plan.stdio, plan.credentials.uid)
     step.begin("wait for limits")
@@ -57,28 +56,32 @@ def prepare_program(step: Step, plan: ProcessPlan, main: Channel) -> Prepared:
         # Without no_new_privs only CAP_SYS_ADMIN may load a filter, and the credentials drop it.
         step.begin("load seccomp filter")
         listener = load(plan.seccomp)
-    step.begin("set credentials", f"uid {plan.credentials.uid}")
+    step.begin("change to working directory", plan.cwd)
+    entered = try_enter_cwd(plan.cwd)
+    step.begin("set credentials", f"of uid {plan.credentials.uid}")
     become(plan.credentials)
+    if not entered:
+        step.begin("change to working directory", plan.cwd)
+        enter_cwd(plan.cwd)
     if plan.no_new_privileges:
         step.begin("set no_new_privs")
         set_no_new_privs()
-    step.begin("change to working directory", plan.cwd)
-    enter_cwd(plan.cwd)
     step.begin("look up", plan.args[0])
     program = prepare(plan.args, plan.env)
+    close_on_exec()
     step.done()
     return Prepared(plan, program, console, listener)
 
 
-def take_console(plan: ProcessPlan) -> OwnedFd:
+def take_console(plan: ProcessPlan, landlord: bool) -> OwnedFd:
     """Make a pty of the container's own devpts our controlling terminal and stdio; gives its master."""
     size = plan.console_size
     master, slave = open_console(plan.credentials.uid, (size.height, size.width) if size else None)
-    try:
+    with slave:
         for number in (0, 1, 2):
             os.dup2(slave.fileno(), number, inheritable=True)
-    finally:
-        slave.close()
+        if landlord:
+            mount_console(slave.fileno())
     return master
 
 
@@ -120,10 +123,13 @@ def announce(prepared: Prepared, main: Channel) -> None:
 
 
 def run_program(step: Step, prepared: Prepared) -> NoReturn:
-    """Load the filter if it comes last, and execve. Nothing may stand between those two: the filter binds us too."""
-    step.begin("execute", prepared.plan.args[0])
+    """Load the filter if it comes last, and execve.
+
+    Nothing may stand between those two: the filter binds us as well, and need allow nothing but the program's calls.
+    """
+    plan = prepared.plan
+    step.begin("execute", plan.args[0])
     unblock_signals()
-    if prepared.plan.seccomp is not None and prepared.plan.no_new_privileges:
-        load(prepared.plan.seccomp)
+    if plan.seccomp is not None and plan.no_new_privileges:
+        load(plan.seccomp)
     execute(prepared.program)
-    raise StageError(INIT, "execute", prepared.plan.args[0], "execve returned") from ManorError()

@@ -6,6 +6,7 @@ We are in 2:INIT, in the container's cgroup and PID namespace already. Our job i
 
 from __future__ import annotations
 
+from runtime.labels import join_session_keyring
 from runtime.linux import constants as c
 from runtime.linux.process import setns
 from runtime.stages.program import announce, prepare_program, run_program
@@ -28,6 +29,8 @@ def become_tenant(step: Step, plan: TenantPlan, main: Channel) -> NoReturn:
     setns(plan.landlord_pidfd, plan.kinds & ~c.CLONE_NEWPID)
     if plan.kinds & c.CLONE_NEWUSER:
         become_root_inside()
-    prepared = prepare_program(step, plan.process, main)
+    step.begin("join session keyring")
+    join_session_keyring(plan.container_id, plan.process.selinux_label)
+    prepared = prepare_program(step, plan.process, main, landlord=False)
     announce(prepared, main)
     run_program(step, prepared)

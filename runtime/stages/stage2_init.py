@@ -11,6 +11,7 @@ import fcntl
 import os
 import struct
 
+from runtime.labels import make_session_keyring
 from runtime.linux import constants as c
 from runtime.linux.process import unshare
 from runtime.rootfs import apply_mounts, pivot_into, protect
@@ -51,7 +52,9 @@ def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
     apply_sysctls(plan.sysctls)  # before /proc/sys becomes read-only
     step.begin("mask and protect paths")
     protect(mounted)
-    prepared = prepare_program(step, plan.process, main)
+    step.begin("make session keyring")
+    make_session_keyring(plan.id, bool(new & c.CLONE_NEWUSER), plan.process.selinux_label)
+    prepared = prepare_program(step, plan.process, main, landlord=True)
     announce(prepared, main)
     main.expect(Start)
     run_program(step, prepared)

@@ -1,0 +1,47 @@
+# One command each. The machine needs Python 3.11 or newer, Go and apt; everything else is made here.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKS ?=
+CYCLES ?= 300
+
+.PHONY: help venv tools ready demo test lint format unit e2e soak bench clean
+
+help:  ## what there is to type
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+venv:  ## .venv, with the commands manor and containerd-shim-manor-v2
+	@$(PYTHON) tests/harness/venv.py
+
+tools:  ## containerd, runc, crictl and what else the machine lacks, into ~/.cache/manor
+	@$(PYTHON) tests/harness/tools.py > /dev/null
+
+ready: venv tools
+
+demo: ready  ## a pod from run to remove, by crictl, through a private containerd
+	@$(BIN)/python -m demo
+
+test:  ## everything that CI runs: lint, unit tests on every CPython, end-to-end tests
+	@$(PYTHON) tests/harness/check.py
+
+lint: venv  ## ruff and mypy
+	@$(PYTHON) tests/harness/check.py lint
+
+format: venv  ## let ruff format everything
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+unit: venv  ## unit tests on every CPython of the machine; no root needed
+	@$(PYTHON) tests/harness/check.py unit
+
+e2e: ready  ## end-to-end tests through two containerds; root needed
+	@$(PYTHON) tests/harness/check.py e2e
+
+soak: ready  ## 300 pod cycles (CYCLES=n) on each containerd
+	@MANOR_CYCLES=$(CYCLES) $(BIN)/python -m pytest tests/e2e/cycles -q
+
+bench: ready  ## Manor beside runc, in one run (WORKS=exec.shim,pod.start … for some of it, QUICK=1 for a glance)
+	@$(BIN)/python -m benchmarks $(if $(WORKS),--works $(WORKS)) $(if $(QUICK),--quick)
+
+clean:  ## what was made in the checkout; the cache stays
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info benchmarks/latest.json
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,60 @@
+"""Signals to everybody in a cgroup, of either version, with no process that can be mistaken for another."""
+
+from __future__ import annotations
+
+import _signal
+import errno
+import os
+
+from runtime.cgroups.directories import processes
+from runtime.cgroups.files import write_file
+from runtime.errors import CgroupError
+from runtime.linux.fds import OwnedFd, close_all
+
+_MOST_ROUNDS = 20
+
+
+def kill_v2(directory: str) -> bool:
+    """Kill all in the v2 cgroup `directory` and below by cgroup.kill; False before Linux 5.14. CgroupError."""
+    try:
+        write_file(f"{directory}/cgroup.kill", "1")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return not os.path.isdir(directory)  # a cgroup that is gone has nobody left
+        raise CgroupError(f"kill cgroup {directory}: {error.strerror}") from error
+    return True
+
+
+def signal_members(directory: str, signum: int) -> None:
+    """Send `signum` once to each process in `directory` and below, those that are forked meanwhile included."""
+    signalled: set[int] = set()
+    for _round in range(_MOST_ROUNDS):
+        new = [pid for pid in processes(directory) if pid not in signalled]
+        if not new:
+            return
+        handles = {pid: handle for pid in new if (handle := _open(pid)) is not None}
+        try:
+            # A pid that is still listed after its pidfd was opened is no stranger who got a used number.
+            members = set(processes(directory))
+            for pid, handle in handles.items():
+                if pid in members:
+                    _send(handle, signum)
+        finally:
+            close_all(handles.values())
+        signalled.update(new)
+
+
+def _open(pid: int) -> OwnedFd | None:
+    try:
+        return OwnedFd(os.pidfd_open(pid))
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):  # gone; or, in a threaded cgroup, not a whole process
+            return None
+        raise CgroupError(f"signal process {pid}: {error.strerror}") from error
+
+
+def _send(handle: OwnedFd, signum: int) -> None:
+    try:
+        _signal.pidfd_send_signal(handle.fileno(), signum)
+    except ProcessLookupError:
+        return  # it ended by itself

@@ -1,0 +1,80 @@
+"""What ps and /proc/PID/cmdline show of this process: its argument vector, replaced after the start.
+
+prctl(PR_SET_MM, PR_SET_MM_MAP) (Linux 3.18, CONFIG_CHECKPOINT_RESTORE) points the kernel at a new one;
+it needs no privilege, unlike the single PR_SET_MM_ARG_* calls. Where it is not to be had the old argument
+area is overwritten, which holds no more than what the process was executed with: see `movable`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+from runtime.linux import constants as c
+from runtime.linux.libc import c_int, c_ulong, function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# struct prctl_mm_map: start_code end_code start_data end_data start_brk brk start_stack arg_start arg_end
+# env_start env_end, auxv (kept as it is: NULL), auxv_size, exe_fd (kept: -1).
+_MM_MAP = struct.Struct("=11QQIi")
+
+_prctl = function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
+_sbrk = ctypes.pythonapi["sbrk"]  # pythonapi is dlopen(NULL): everything that is loaded
+_sbrk.restype = ctypes.c_void_p
+_sbrk.argtypes = (ctypes.c_ssize_t,)
+
+_title = ctypes.create_string_buffer(1)  # the kernel reads it whenever somebody asks: it must stay
+
+
+def movable() -> bool:
+    """Whether a title of any length can be set: if not, execute with as many bytes of arguments as it shall have."""
+    size = ctypes.c_uint(0)
+    try:
+        _prctl(c.PR_SET_MM, c.PR_SET_MM_MAP_SIZE, ctypes.addressof(size), 0, 0)
+    except OSError:
+        return False
+    return size.value == _MM_MAP.size
+
+
+def set_title(arguments: Sequence[bytes]) -> None:
+    """Show `arguments` as this process's own; cut to the length of the old ones where they cannot be moved."""
+    text = b"".join(argument + b"\0" for argument in arguments)
+    try:
+        _move(text)
+    except OSError:
+        _overwrite(text)
+
+
+def _fields() -> list[int]:
+    """The numbers of /proc/self/stat from field 3, the state, on; [n - 3] is field n of proc_pid_stat(5)."""
+    fd = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        line = os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    return [0, *map(int, line[line.rindex(b")") + 2 :].split()[1:])]
+
+
+def _move(text: bytes) -> None:
+    global _title
+    fields = _fields()
+    start_code, end_code, start_stack = fields[26 - 3 : 29 - 3]
+    start_data, end_data, start_brk, _arg_start, _arg_end, env_start, env_end = fields[45 - 3 : 52 - 3]
+    new = ctypes.create_string_buffer(text, len(text))
+    start = ctypes.addressof(new)
+    code = (start_code, end_code, start_data, end_data, start_brk, _sbrk(0), start_stack)
+    mm_map = _MM_MAP.pack(*code, start, start + len(text), env_start, env_end, 0, 0, -1)
+    buffer = ctypes.create_string_buffer(mm_map, len(mm_map))
+    _prctl(c.PR_SET_MM, c.PR_SET_MM_MAP, ctypes.addressof(buffer), _MM_MAP.size, 0)
+    _title = new
+
+
+def _overwrite(text: bytes) -> None:
+    arg_start, arg_end = _fields()[48 - 3 : 50 - 3]
+    size = arg_end - arg_start
+    if size > 0:
+        ctypes.memmove(arg_start, text[: size - 1].ljust(size, b"\0"), size)

@@ -1,0 +1,310 @@
+"""Makes a container's mounts: in its new mount namespace, while the host's root is still `/`.
+
+One function per kind of step, each two or three system calls long: find the target as a descriptor inside
+the root, make the mount detached, check the target once more, move the mount onto it. What to do was
+decided by `plan`; the order of the steps is the plan's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from runtime.errors import MountError, describe
+from runtime.linux import constants as c
+from runtime.linux import mount as m
+from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, Root, openat2
+from runtime.linux.fds import OwnedFd, close_all
+from runtime.rootfs.copy_up import copy_tree
+from runtime.rootfs.devices import make_console_place, make_devices
+from runtime.rootfs.plan import BindStep, FilesystemStep, SymlinkStep, check_proc, clean
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.rootfs.plan import RootfsPlan
+
+AT_FDCWD = -100
+_SYSFS_MAGIC = 0x62656572
+
+
+class MountedRoot:
+    """A container's root with its mounts made. Owns the descriptors that the steps after this need."""
+
+    __slots__ = ("late_read_only", "null", "own_cgroups", "place", "plan", "root")
+
+    def __init__(self, plan: RootfsPlan, root: Root) -> None:
+        self.plan = plan
+        self.root = root
+        self.place = _place(root.fileno())  # where the host sees it: the check that a target lies in it
+        self.late_read_only: list[OwnedFd] = []
+        self.null: OwnedFd | None = None
+        self.own_cgroups: dict[str, str] | None = None
+
+    def close(self) -> None:
+        """Close what is still open."""
+        self.root.close()
+        close_all(self.late_read_only)
+        if self.null is not None:
+            self.null.close()
+
+
+def apply_mounts(plan: RootfsPlan) -> MountedRoot:
+    """Make the mounts, devices and symlinks of `plan`. The umask is 0 from here on until `protect`.
+
+    The caller is in a mount namespace made for this container and in the namespaces whose file systems are
+    to be mounted. MountError names the mount that failed and why.
+    """
+    os.umask(0)
+    _set_propagation(plan)
+    mounted = MountedRoot(plan, _open_root(plan))
+    for step in plan.steps:
+        _apply(mounted, step)
+    if plan.populate_dev:
+        make_devices(mounted.root, plan)
+    if plan.console:
+        make_console_place(mounted.root)
+    if plan.masked_paths:
+        mounted.null = _host_null()
+    return mounted
+
+
+# ---- the root ----------------------------------------------------------------------------------
+
+
+def _set_propagation(plan: RootfsPlan) -> None:
+    kind, recursive = plan.propagation & ~m.MS_REC, bool(plan.propagation & m.MS_REC)
+    try:
+        m.mount_setattr(AT_FDCWD, path="/", propagation=kind, recursive=recursive)
+    except OSError as error:
+        raise MountError(f"set the propagation of /: {describe(error)}") from error
+
+
+def _open_root(plan: RootfsPlan) -> Root:
+    try:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+        with openat2(AT_FDCWD, plan.root, flags, RESOLVE_NO_MAGICLINKS) as directory:
+            return _make_mount(plan, directory)
+    except NotADirectoryError as error:
+        raise MountError(f"root file system {plan.root}: not a directory, or a symlink") from error
+    except OSError as error:
+        raise MountError(f"root file system {describe(error)}") from error
+
+
+def _make_mount(plan: RootfsPlan, directory: OwnedFd) -> Root:
+    """The root as a mount of its own, which pivot_root(2) asks for: as it is, or bound onto itself."""
+    if not plan.bind_root:
+        try:
+            m.mount_setattr(directory.fileno(), propagation=m.MS_PRIVATE)
+            return Root(OwnedFd(directory.release()))
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: not the root of a mount
+                raise
+    else:
+        _make_parent_private(plan.root)
+    with m.clone_tree(directory.fileno(), recursive=True) as tree:
+        m.mount_setattr(tree.fileno(), propagation=m.MS_PRIVATE)
+        m.move_mount(tree.fileno(), directory.fileno())
+        return Root(OwnedFd(tree.release()))
+
+
+def _make_parent_private(path: str) -> None:
+    """The mount that holds `path`: pivot_root refuses a shared one, and binds would propagate from it."""
+    while True:
+        try:
+            m.mount_setattr(AT_FDCWD, path=path, propagation=m.MS_PRIVATE)
+        except OSError as error:
+            if error.errno != errno.EINVAL or path == "/":
+                raise
+            path = os.path.dirname(path)
+        else:
+            return
+
+
+def _place(fd: int) -> str:
+    # The host's procfs: nothing of the container's is reachable as /proc before the pivot.
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+# ---- one step ----------------------------------------------------------------------------------
+
+
+def _apply(mounted: MountedRoot, step: FilesystemStep | BindStep | SymlinkStep) -> None:
+    try:
+        if isinstance(step, BindStep):
+            _bind(mounted, step)
+        elif isinstance(step, FilesystemStep):
+            _mount_filesystem(mounted, step)
+        else:
+            _symlink(mounted.root, step)
+    except OSError as error:
+        raise MountError(f"{step.path}: {_subject(step)}: {describe(error)}") from error
+
+
+def _subject(step: FilesystemStep | BindStep | SymlinkStep) -> str:
+    if isinstance(step, BindStep):
+        return f"bind {step.source} on {step.destination}"
+    if isinstance(step, FilesystemStep):
+        return f"mount {step.type} on {step.destination}"
+    return f"make symlink {step.destination}"
+
+
+def _mount_filesystem(mounted: MountedRoot, step: FilesystemStep) -> None:
+    target, options = _find_directory(mounted.root, step)
+    with target:
+        _check_target(mounted, target, step, step.type)
+        try:
+            mount = _make_filesystem(step, options)
+        except OSError as error:
+            if step.instead is None or error.errno not in (errno.EPERM, errno.EBUSY):
+                raise
+            _bind(mounted, step.instead)
+            return
+        with mount:
+            if step.copy_up:
+                copy_tree(target.fileno(), mount.fileno())
+            for kind, recursive in step.propagation:
+                m.mount_setattr(mount.fileno(), propagation=kind, recursive=recursive)
+            m.move_mount(mount.fileno(), target.fileno())
+            if step.late_read_only:
+                mounted.late_read_only.append(OwnedFd(mount.release()))
+    _check_in_place(mounted.root, step)
+
+
+def _find_directory(root: Root, step: FilesystemStep) -> tuple[OwnedFd, tuple[tuple[str, str | None], ...]]:
+    """The directory to mount on, made if missing, and the options; a tmpfs takes over the directory's mode."""
+    if _must_be_plain(step.destination):
+        return _plain_directory(root, step.destination), step.options
+    try:
+        target = root.open(step.destination)
+    except FileNotFoundError:
+        return root.make_directories(step.destination), step.options
+    if step.type != "tmpfs" or any(key == "mode" for key, _value in step.options):
+        return target, step.options
+    mode = stat.S_IMODE(os.fstat(target.fileno()).st_mode)
+    return target, (("mode", f"{mode:o}"), *step.options)
+
+
+def _make_filesystem(step: FilesystemStep, options: tuple[tuple[str, str | None], ...]) -> OwnedFd:
+    with m.fsopen(step.type) as context:
+        fd = context.fileno()
+        try:
+            if step.source is not None:
+                m.fsconfig_set(fd, "source", step.source)
+            for key, value in options:
+                m.fsconfig_set(fd, key, value)
+            m.fsconfig_create(fd)
+            return m.fsmount(fd, step.attributes)
+        except OSError as error:
+            said = m.fs_message(fd)
+            if said:
+                error.strerror = f"{error.strerror} ({said})"
+            raise
+
+
+def _bind(mounted: MountedRoot, step: BindStep) -> None:
+    source = step.source
+    if step.below_own_cgroup is not None:
+        source += _own_cgroup(mounted, step.below_own_cgroup)
+    try:
+        tree = m.clone_tree(AT_FDCWD, source, recursive=step.recursive)
+    except FileNotFoundError as error:
+        raise MountError(f"{step.path}: source {source} does not exist") from error
+    with tree, _bind_target(mounted.root, step, tree) as target:
+        kind = "proc" if m.filesystem_magic(tree.fileno()) == c.PROC_SUPER_MAGIC else "bind"
+        _check_target(mounted, target, step, kind)
+        _dress(tree.fileno(), step)
+        m.move_mount(tree.fileno(), target.fileno())
+
+
+def _bind_target(root: Root, step: BindStep, tree: OwnedFd) -> OwnedFd:
+    directory = stat.S_ISDIR(os.fstat(tree.fileno()).st_mode)
+    if _must_be_plain(step.destination):
+        return _plain_directory(root, step.destination)
+    if directory:
+        return root.make_directories(step.destination)
+    return root.make_file(step.destination)
+
+
+def _dress(fd: int, step: BindStep) -> None:
+    for kind, recursive in step.propagation:
+        m.mount_setattr(fd, propagation=kind, recursive=recursive)
+    if step.change is not None:
+        try:
+            m.mount_setattr(fd, step.change.set, step.change.clear)
+        except PermissionError:
+            m.mount_setattr(fd, step.gentle.set, step.gentle.clear)
+    deep = step.recursive_change
+    if deep.set or deep.clear:
+        m.mount_setattr(fd, deep.set, deep.clear, recursive=True)
+
+
+def _own_cgroup(mounted: MountedRoot, hierarchy: str) -> str:
+    """Our cgroup in a hierarchy, as /proc/self/cgroup has it (cgroups(7)); we have joined it by now."""
+    if mounted.own_cgroups is None:
+        mounted.own_cgroups = {}
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                _number, controllers, path = line.rstrip("\n").split(":", 2)
+                mounted.own_cgroups[controllers or "unified"] = path
+    own = mounted.own_cgroups.get(hierarchy)
+    if own is None or ".." in own.split("/"):
+        raise MountError(f"our own cgroup in the hierarchy {hierarchy} is not visible")
+    return own
+
+
+def _symlink(root: Root, step: SymlinkStep) -> None:
+    with root.make_directories(os.path.dirname(step.destination)) as parent:
+        try:
+            os.symlink(step.target, os.path.basename(step.destination), dir_fd=parent.fileno())
+        except FileExistsError:
+            pass
+
+
+# ---- targets -----------------------------------------------------------------------------------
+
+
+def _must_be_plain(destination: str) -> bool:
+    return clean(destination) in ("/proc", "/sys")
+
+
+def _plain_directory(root: Root, destination: str) -> OwnedFd:
+    """/proc or /sys itself. As a symlink it would bring a procfs to another place, and leave a fake one here."""
+    try:
+        try:
+            return root.open_plain(destination, os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            root.make_directories(destination).close()
+            return root.open_plain(destination, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise MountError(f"{destination} is not an ordinary directory in the root file system") from error
+        raise
+
+
+def _check_target(mounted: MountedRoot, target: OwnedFd, step: FilesystemStep | BindStep, kind: str) -> None:
+    """Where the target really is, all symlinks resolved: inside the root, not the root, not hiding /proc."""
+    place = _place(target.fileno())
+    inside = place.removeprefix(mounted.place)
+    if inside == place or not inside.startswith("/"):
+        raise MountError(f"{step.path}: {step.destination} leads to {place}, which cannot be mounted over")
+    check_proc(f"{step.path}.destination", inside, kind)
+
+
+def _check_in_place(root: Root, step: FilesystemStep) -> None:
+    """Look again: what was mounted on /proc and /sys must be what everybody will find there."""
+    expected = {"/proc": c.PROC_SUPER_MAGIC, "/sys": _SYSFS_MAGIC}.get(clean(step.destination))
+    if expected is None or step.type not in ("proc", "sysfs"):
+        return
+    with root.open_plain(step.destination) as found:
+        if m.filesystem_magic(found.fileno()) != expected:
+            raise MountError(f"{step.path}: something else than {step.type} is on {step.destination}")
+
+
+def _host_null() -> OwnedFd:
+    """A detached mount of the host's /dev/null, the only file that masks are made of."""
+    with openat2(AT_FDCWD, "/dev/null", os.O_PATH | os.O_NOFOLLOW, RESOLVE_NO_MAGICLINKS) as null:
+        status = os.fstat(null.fileno())
+        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
+            raise MountError("the host's /dev/null is not the null device, and nothing can be masked with it")
+        return m.clone_tree(null.fileno())

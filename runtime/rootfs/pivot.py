@@ -1,0 +1,103 @@
+"""Makes the container's root the root of the mount namespace and lets go of the host's.
+
+Normally by pivot_root(2). Where that cannot be (a root on the initial ramfs, runc's --no-pivot) the root is
+moved over `/` instead, after the host's proc and sysfs have been taken out of reach.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from runtime.errors import MountError, describe
+from runtime.linux import mount as m
+from runtime.linux.fds import OwnedFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.linux.beneath import Root
+    from runtime.rootfs.apply import MountedRoot
+
+AT_FDCWD = -100
+
+
+def pivot_into(mounted: MountedRoot) -> None:
+    """Enter the root: from here on every path is the container's. The working directory is `/`.
+
+    The process's own working directory (process.cwd) is made where it is missing, as runc does.
+    """
+    try:
+        if mounted.plan.no_pivot:
+            _move_over_root(mounted)
+        else:
+            _pivot(mounted.root)
+        if mounted.plan.root_propagation:
+            # Only now: before, a shared root would have sent our mounts to the host.
+            kind, recursive = (
+                mounted.plan.root_propagation & ~m.MS_REC,
+                bool(mounted.plan.root_propagation & m.MS_REC),
+            )
+            m.mount_setattr(mounted.root.fileno(), propagation=kind, recursive=recursive)
+    except OSError as error:
+        raise MountError(f"make {mounted.plan.root} the root: {describe(error)}") from error
+    try:
+        mounted.root.make_directories(mounted.plan.cwd).close()
+    except OSError as error:
+        raise MountError(f"working directory {mounted.plan.cwd}: {describe(error)}") from error
+
+
+def _pivot(root: Root) -> None:
+    with OwnedFd(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as old:
+        os.fchdir(root.fileno())
+        m.pivot_root(".", ".")  # the old root now lies over the new one, at "."
+        # Slave, not private: a private mount could keep a device busy that the host wants to let go.
+        m.mount_setattr(old.fileno(), propagation=m.MS_SLAVE, recursive=True)
+        os.fchdir(old.fileno())
+        m.umount2(".", m.MNT_DETACH)
+    os.chdir("/")
+
+
+def _move_over_root(mounted: MountedRoot) -> None:
+    for place in _full_proc_mounts(mounted.place):
+        _take_away(place)
+    with OwnedFd(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as old:
+        m.move_mount(mounted.root.fileno(), old.fileno())
+    os.fchdir(mounted.root.fileno())
+    os.chroot(".")
+    os.chdir("/")
+
+
+def _full_proc_mounts(root: str) -> list[str]:
+    """Where whole procfs and sysfs are mounted outside of `root`.
+
+    chroot(2) hides them from paths only: while they are there, the kernel lets a container without a PID
+    namespace of its own mount an unmasked procfs (mount_too_revealing in fs/namespace.c).
+    """
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _dash, after = line.partition(" - ")
+            fields = before.split(" ")
+            whole = fields[3] == "/" and after.split(" ")[0] in ("proc", "sysfs")
+            if whole and not f"{_unescape(fields[4])}/".startswith(f"{root}/"):
+                found.append(_unescape(fields[4]))
+    return found
+
+
+def _unescape(text: str) -> str:
+    for octal, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(octal, plain)
+    return text
+
+
+def _take_away(place: str) -> None:
+    try:
+        m.mount_setattr(AT_FDCWD, path=place, propagation=m.MS_SLAVE, recursive=True)
+    except FileNotFoundError:
+        return  # gone with a mount above it
+    try:
+        m.umount2(place, m.MNT_DETACH)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EPERM):
+            raise
+        m.mount("tmpfs", place, "tmpfs", 0)  # locked by a user namespace: cover it

@@ -1,0 +1,79 @@
+"""From a launcher's child to a warden's process: leave everything behind and execute the interpreter anew.
+
+Runs once for each warden (and for a shim that has to do without one), in the child that the launcher
+forks, and loads as little as that takes. What then runs is `go_on`, and from there `shim/warden.py`.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+import sys
+
+from runtime.errors import describe
+from runtime.linux import process, title
+from runtime.linux.fds import OwnedFd, send_with_fds
+from runtime.stages import seal
+from shim.launcher import REFUSED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+KEEPS = ("MANOR_", "OTEL_")  # of the environment of whoever started it; requests bring their own
+
+_IMAGE = "import sys; sys.path.append(sys.argv[1]); from shim.begin import go_on; go_on(sys.argv[2:])"
+_FLAGS = ("-ISB", "-X", "utf8")
+_ROOM_FOR_TITLE = 1024  # only where it cannot be moved: `runtime/linux/title.py`
+
+
+def begin(channel: int, code: str, *arguments: str) -> NoReturn:
+    """Execute a warden with `channel`, a connection to the launcher, and the `arguments` of `shim.warden.main`.
+
+    `code` is the directory of our packages. Where nothing can be executed we go on as what we are.
+    """
+    _detach(channel)
+    command = [sys.executable, *_FLAGS, "-c", _IMAGE, code, str(channel), *arguments]
+    if not title.movable():
+        command.append(" " * _ROOM_FOR_TITLE)
+    environ = {name: value for name, value in os.environ.items() if name.startswith(KEEPS)}
+    os.set_inheritable(channel, True)
+    try:
+        seal.execute(command, environ)
+    except OSError:
+        go_on(command[command.index(code) + 1 :])
+
+
+def _detach(channel: int) -> None:
+    """Be nobody's child in particular: containerd waits for the end of 1 and 2, and leaks others (251 was seen)."""
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    process.close_all_but((channel,))
+    os.chdir("/")
+    os.umask(0o077)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def go_on(arguments: list[str]) -> NoReturn:
+    """In the new process: be what `arguments` say, with `shim.warden.main`. What is in the way the launcher is told."""
+    channel = OwnedFd(int(arguments[0]))
+    try:
+        os.set_inheritable(channel.fileno(), False)
+        # Imported by name, so that code which cannot be imported is an error that somebody hears of.
+        __import__("shim.warden")
+        sys.modules["shim.warden"].main(channel, *arguments[1:])
+    except BaseException as failure:
+        last_words(channel, failure)
+    os._exit(1)
+
+
+def last_words(channel: OwnedFd, failure: BaseException) -> None:
+    """Tell the launcher why there is nobody to serve it."""
+    if channel.closed:
+        return
+    try:
+        send_with_fds(channel.fileno(), REFUSED + describe(failure).encode(errors="replace"))
+    except OSError:
+        pass  # nobody listens, and there is no other way to be heard

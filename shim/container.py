@@ -1,0 +1,370 @@
+"""A container of this shim: its life from Create to Delete, and the execs in it.
+
+Every step that waits is a generator. The order of events is decided here, and is containerd's:
+
+    create ─► start ─► exit ─► delete                   of init
+       └─ exec-added ─► exec-started ─► exit            of each exec, all before init's exit
+
+A process may end before its start has been reported: its exit is watched for only after the start event
+is queued, and the reaper keeps what came before.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+
+from runtime import operations, state
+from runtime.container import CreateRequest, ExecRequest
+from runtime.errors import ConfigError, describe
+from runtime.linux.fds import OwnedFd
+from runtime.record import replace
+from runtime.spec.load import load_process, load_resources, load_spec
+from runtime.stages.plan import Stdio
+from shim import rootfs_mounts
+from shim.api.events import (
+    TaskCreate,
+    TaskDelete,
+    TaskExecAdded,
+    TaskExecStarted,
+    TaskIO,
+    TaskOOM,
+    TaskPaused,
+    TaskResumed,
+    TaskStart,
+)
+from shim.errors import already_exists, failed_precondition, not_found, unimplemented
+from shim.log import ERROR, WARNING
+from shim.oom import OomWatch
+from shim.process import CREATED, RUNNING, STOPPED, Process
+from shim.stdio import Streams
+from shim.tasks import within
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.container import Container as RuntimeContainer
+    from runtime.container import Marks
+    from runtime.spec.model import Spec
+    from shim.api.task import CreateTaskRequest, ExecProcessRequest
+    from shim.loop import Timer
+    from shim.pod import Pod
+    from shim.tasks import Steps
+
+PAUSING = "pausing"
+
+# How long Delete waits for what the process wrote to be read by the client.
+DRAIN_TIMEOUT_S = 10.0
+# How long init's exit is held back for execs that end with it, and Delete for an init that was killed by it.
+LAST_EXITS_TIMEOUT_S = 10.0
+_MAX_CONFIG = 16 << 20
+
+
+class Container:
+    """Made by `create`, under a hold of the reaper."""
+
+    def __init__(self, pod: Pod, runtime: RuntimeContainer, init: Process, mounted: bool) -> None:
+        self.pod = pod
+        self.id = runtime.id
+        self.bundle = runtime.bundle
+        self.runtime = runtime
+        self.init = init
+        self.mounted = mounted
+        self.pausing = False
+        self.execs: dict[str, Process] = {}
+        self._last_exit: tuple[int, int] | None = None  # init's, held back until those of the execs are told
+        self._hold_back: Timer | None = None
+        self._oom = OomWatch(pod.loop, pod.host.layout, runtime.cgroup, self._oom_killed)
+        console, runtime.console = runtime.console, None
+        if init.io is not None:
+            init.io.attach(console)
+        init.pid = runtime.pid
+        self._watch(init)
+
+    def process(self, exec_id: str) -> Process:
+        """Init for "", else the exec of that id. NotFound without one."""
+        if not exec_id:
+            return self.init
+        process = self.execs.get(exec_id)
+        if process is None:
+            raise not_found(f"process {exec_id} of container {self.id}")
+        return process
+
+    def status(self, process: Process) -> str:
+        """The state of a process: created, running, pausing, paused or stopped."""
+        if process.status != STOPPED:
+            if self.pausing:
+                return PAUSING
+            if self.runtime.status == state.PAUSED:
+                return state.PAUSED
+        return process.status
+
+    # --- start and exec ----------------------------------------------------------------------------
+
+    def start(self, process: Process) -> Steps[Marks]:
+        """Start init, or an exec that was added, and say when what was done. InvalidState, StageError …"""
+        yield from process.mutex.acquire()
+        try:
+            if process.status != CREATED:
+                raise failed_precondition(f"cannot start a {process.status} process")
+            with self.pod.reaper.hold():
+                if process is self.init:
+                    return (yield from self._start_init())
+                return (yield from self._start_exec(process))
+        finally:
+            process.mutex.release()
+
+    def _start_init(self) -> Steps[Marks]:
+        init = self.init
+        known = len(self.runtime.marks)
+        if init.watch is not None:
+            init.watch.cancel()
+        try:
+            yield from operations.start(self.runtime)
+        except Exception:
+            self._watch(init)
+            yield from within(self.pod.loop, init.exited, LAST_EXITS_TIMEOUT_S)  # a failed start ends it
+            raise
+        init.status = RUNNING
+        self.pod.events.publish(TaskStart(self.id, init.pid))
+        self._watch(init)
+        return self.runtime.marks[known:]
+
+    def _start_exec(self, process: Process) -> Steps[Marks]:
+        if self._last_exit is not None:
+            raise failed_precondition(f"container {self.id} init process is not running")
+        assert process.spec is not None
+        try:
+            io = yield from process.open_io(process.spec.terminal)
+            request = ExecRequest(process.spec, Stdio(*io.child_fds()))
+            tenant = yield from operations.exec_(self.runtime, request)
+        except Exception:
+            process.never_started()
+            raise
+        io.attach(tenant.console)
+        process.pid, process.pidfd = tenant.pid, tenant.pidfd
+        process.status = RUNNING
+        process.spec = None  # it may be large, and nobody needs it any more
+        self.pod.events.publish(TaskExecStarted(self.id, process.exec_id, process.pid))
+        self._watch(process)
+        return tenant.marks
+
+    def add_exec(self, request: ExecProcessRequest) -> Process:
+        """Take note of an exec to be started later. AlreadyExists, ConfigError, FailedPrecondition."""
+        state.check_id(request.exec_id)
+        if request.exec_id in self.execs:
+            raise already_exists(f"process {request.exec_id} of container {self.id}")
+        self.runtime.require("exec in", state.CREATED, state.RUNNING)
+        if request.spec is None:
+            raise ConfigError("", "the request brings no process")
+        spec = replace(load_process(request.spec.value), terminal=request.terminal)
+        streams = Streams(request.stdin, request.stdout, request.stderr, request.terminal)
+        process = Process(self.pod, self.id, request.exec_id, streams, spec)
+        self.execs[request.exec_id] = process
+        self.pod.events.publish(TaskExecAdded(self.id, request.exec_id))
+        return process
+
+    # --- exits -------------------------------------------------------------------------------------
+
+    def _watch(self, process: Process) -> None:
+        process.watch = self.pod.reaper.watch(
+            process.pid, lambda status, when_ns: self._ended(process, status, when_ns)
+        )
+
+    def _ended(self, process: Process, status: int, when_ns: int) -> None:
+        if process is self.init:
+            self._init_ended(status, when_ns)
+            return
+        process.ended(status, when_ns)
+        self._report_init_if_last()
+
+    def _init_ended(self, status: int, when_ns: int) -> None:
+        """Init's exit is the last of its container: without a PID namespace the others must be killed for that."""
+        was_paused = self.runtime.status == state.PAUSED
+        self.runtime.ended()
+        try:
+            if not _is_first_of_its_pid_namespace(self.runtime.spec) or was_paused:
+                self.runtime.cgroup.signal_all(_signal.SIGKILL)
+            if was_paused:
+                self.runtime.cgroup.thaw()
+        except Exception as error:
+            self.pod.log.write(ERROR, f"kill what is left of container {self.id}: {describe(error)}")
+        self._last_exit = (status, when_ns)
+        self._hold_back = self.pod.loop.call_later(LAST_EXITS_TIMEOUT_S, self._report_init)
+        self._report_init_if_last()
+
+    def _report_init_if_last(self) -> None:
+        if self._last_exit is not None and not any(one.status == RUNNING for one in self.execs.values()):
+            self._report_init()
+
+    def _report_init(self) -> None:
+        if not self.init.exited.done and self._last_exit is not None:
+            if self._hold_back is not None:
+                self._hold_back.cancel()
+            self._oom.close()
+            self.init.ended(*self._last_exit)
+
+    def _oom_killed(self) -> None:
+        self.pod.events.publish(TaskOOM(self.id))
+
+    # --- what is done to a running one -------------------------------------------------------------
+
+    def kill(self, process: Process, number: int, everyone: bool) -> Steps[None]:
+        """Signal a process, or with `everyone` all of the container. NotFound when it has ended."""
+        yield from process.mutex.acquire()
+        try:
+            if process is not self.init:
+                process.signal(number)
+                return
+            operations.kill(self.runtime, number, everyone)
+            if number == _signal.SIGKILL and self.runtime.status == state.PAUSED:
+                self.runtime.cgroup.thaw()  # a v1 freezer keeps even the killed
+        finally:
+            process.mutex.release()
+
+    def pause(self) -> Steps[None]:
+        """Freeze all processes. InvalidState unless running."""
+        yield from self.init.mutex.acquire()
+        self.pausing = True
+        try:
+            yield from operations.pause(self.runtime)
+        finally:
+            self.pausing = False
+            self.init.mutex.release()
+        self.pod.events.publish(TaskPaused(self.id))
+
+    def resume(self) -> None:
+        """Thaw all processes. InvalidState unless paused."""
+        operations.resume(self.runtime)
+        self.pod.events.publish(TaskResumed(self.id))
+
+    def update(self, resources: bytes) -> None:
+        """Change limits to what the OCI LinuxResources in JSON say. ConfigError, CgroupError, InvalidState."""
+        operations.update(self.runtime, load_resources(resources))
+
+    def pids(self) -> list[int]:
+        """All processes in the container's cgroups, as the shim's PID namespace sees them."""
+        return self.runtime.cgroup.pids()
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    def delete(self, process: Process) -> Steps[None]:
+        """Forget a process that has ended, and with init the container. FailedPrecondition while it runs."""
+        yield from process.mutex.acquire()
+        try:
+            if process.status == RUNNING:
+                raise failed_precondition(f"cannot delete a running process {process.id}")
+            if process is self.init:
+                yield from self._delete_container()
+            else:
+                yield from self._drain(process)
+                process.close()
+                self.execs.pop(process.exec_id, None)
+                if not process.exited.done:
+                    process.exited.set()
+        finally:
+            process.mutex.release()
+
+    def _delete_container(self) -> Steps[None]:
+        init = self.init
+        if init.status == STOPPED:
+            yield from self._drain(init)
+        yield from operations.delete(self.runtime)
+        if not (yield from within(self.pod.loop, init.exited, LAST_EXITS_TIMEOUT_S)):
+            self.pod.log.write(WARNING, f"init of container {self.id} was killed and has not ended yet")
+        for process in (*self.execs.values(), init):
+            process.close()
+        self._oom.close()
+        if self.mounted:
+            yield from rootfs_mounts.unmount_all(rootfs_of(self.bundle))
+            self.mounted = False
+        self.pod.remove(self.id)
+        self.pod.events.publish(TaskDelete(self.id, init.pid, init.exit_status, init.exited_at(), self.id))
+
+    def _drain(self, process: Process) -> Steps[None]:
+        if process.io is not None and not (
+            yield from within(self.pod.loop, process.io.drained, DRAIN_TIMEOUT_S)
+        ):
+            self.pod.log.write(WARNING, f"output of process {process.id} was not read or not ended: cut off")
+
+
+def create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
+    """Make the container of `request` and bring its init up to the start gate.
+
+    Raises AlreadyExists, and what mounts, streams and the runtime's create raise. A create that fails
+    leaves nothing behind.
+    """
+    state.check_id(request.id)
+    if request.checkpoint:
+        raise unimplemented("restore from a checkpoint")
+    pod.reserve(request.id)
+    try:
+        container = yield from _create(pod, request)
+    except BaseException:
+        pod.remove(request.id)
+        raise
+    pod.add(container)
+    pod.events.publish(
+        TaskCreate(
+            request.id,
+            request.bundle,
+            request.rootfs,
+            TaskIO(request.stdin, request.stdout, request.stderr, request.terminal),
+            request.checkpoint,
+            container.init.pid,
+        )
+    )
+    return container
+
+
+def _create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
+    spec = load_spec(read_config(request.bundle))
+    rootfs = rootfs_of(request.bundle)
+    steps = rootfs_mounts.plan(request.rootfs, rootfs)
+    yield from rootfs_mounts.mount_all(steps)
+    try:
+        return (yield from _create_on(pod, request, spec, bool(steps)))
+    except Exception:
+        if steps:
+            yield from rootfs_mounts.unmount_all(rootfs)
+        raise
+
+
+def _create_on(pod: Pod, request: CreateTaskRequest, spec: Spec, mounted: bool) -> Steps[Container]:
+    """The part after the root file system is mounted."""
+    streams = Streams(request.stdin, request.stdout, request.stderr, request.terminal)
+    init = Process(pod, request.id, "", streams)
+    try:
+        io = yield from init.open_io(spec.process.terminal)
+        with pod.reaper.hold():
+            runtime = yield from operations.create(
+                pod.host, CreateRequest(request.id, request.bundle, spec, Stdio(*io.child_fds()))
+            )
+            return Container(pod, runtime, init, mounted)
+    except BaseException:
+        init.close()
+        raise
+
+
+def _is_first_of_its_pid_namespace(spec: Spec) -> bool:
+    """True if the kernel kills everything in the container when init ends."""
+    return any(namespace.type == "pid" and not namespace.path for namespace in spec.linux.namespaces)
+
+
+def rootfs_of(bundle: str) -> str:
+    """Where containerd wants a container's root file system mounted."""
+    return f"{bundle}/rootfs"
+
+
+def read_config(bundle: str) -> bytes:
+    """The bundle's config.json. ConfigError when it cannot be read, or is too large to be one."""
+    path = f"{bundle}/config.json"
+    try:
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
+            data = b""
+            while part := os.read(fd.fileno(), 1 << 20):
+                data += part
+                if len(data) > _MAX_CONFIG:
+                    raise ConfigError("", f"{path} has more than {_MAX_CONFIG} bytes")
+    except OSError as error:
+        raise ConfigError("", f"read {path}: {os.strerror(error.errno or 0)}") from error
+    return data

@@ -1,0 +1,106 @@
+"""The `delete` action: cleaning up after a shim that is dead, from what it left on disk.
+
+containerd also runs it when a task was deleted in the ordinary way and its connection closed, so it finds
+nothing to do as a rule, and a pod whose shim is alive is left alone. With the shim gone, nobody passes on
+the output of the pod's containers or reaps them: all are killed, their cgroups, mounts and state removed.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+
+from runtime import state
+from runtime.cgroups import open_cgroup
+from runtime.errors import ManorError, describe
+from runtime.operations.delete import remove_cgroup
+from runtime.spec.load import load_spec
+from runtime.waiting import run
+from shim import rootfs_mounts
+from shim.container import read_config, rootfs_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.cgroups import Layout
+
+
+class Remains:
+    """What is left of the pod whose state directory is `root`. What can't be removed is noted in `warnings`."""
+
+    def __init__(self, root: str, layout: Layout) -> None:
+        self._root = root
+        self._layout = layout
+        self.warnings: list[str] = []
+
+    def remove_all(self, container_id: str, bundle: str) -> int:
+        """Remove every container of the pod, and above all `container_id`; the pid that its init had, or 0."""
+        init_pid = 0
+        for name in self._container_ids():
+            pid = self._remove(name)
+            if name == container_id:
+                init_pid = pid
+        self._try("remove what the config names", self._remove_by_config, bundle)
+        self._try("unmount", rootfs_mounts.unmount, rootfs_of(bundle))
+        self._try("remove directory", self._remove_root)
+        return init_pid
+
+    def _container_ids(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self._root))
+        except FileNotFoundError:
+            return []
+
+    def _remove(self, container_id: str) -> int:
+        try:
+            left = state.load(self._root, container_id)
+        except ManorError as error:  # it was killed while it wrote it, or before
+            self.warnings.append(describe(error))
+            self._try("remove state", state.remove_directory, self._root, container_id)
+            return 0
+        self._try("kill init", self._kill, left.pid, left.start_time)
+        self._try("remove cgroup", self._remove_cgroup, left.cgroups_path, container_id)
+        self._try("unmount", rootfs_mounts.unmount, rootfs_of(left.bundle))
+        self._try("remove state", state.remove_directory, self._root, container_id)
+        return left.pid
+
+    def _kill(self, pid: int, start_time: int) -> None:
+        """Init by name; whatever else there is goes with its cgroup."""
+        if not state.is_alive(pid, start_time):
+            return
+        pidfd = os.pidfd_open(pid)
+        try:
+            if state.is_alive(pid, start_time):  # still the same one, now that it can't be replaced
+                _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+
+    def _remove_cgroup(self, cgroups_path: str, container_id: str) -> None:
+        cgroup = open_cgroup(self._layout, cgroups_path, container_id)
+        if not any(os.path.isdir(path) for path in cgroup.paths.values()):
+            return
+        cgroup.signal_all(_signal.SIGKILL)
+        cgroup.thaw()
+        run(remove_cgroup(cgroup))
+
+    def _remove_by_config(self, bundle: str) -> None:
+        """A create that was cut short has left no state, but perhaps a cgroup with its stages in it."""
+        if not os.path.exists(f"{bundle}/config.json"):
+            return
+        cgroups_path = load_spec(read_config(bundle)).linux.cgroups_path
+        if cgroups_path:
+            self._remove_cgroup(cgroups_path, os.path.basename(bundle))
+
+    def _remove_root(self) -> None:
+        try:
+            os.rmdir(self._root)
+        except FileNotFoundError:
+            pass
+
+    def _try(self, what: str, call: Callable[..., None], *arguments: object) -> None:
+        """One step; the others are done whether it succeeds or not."""
+        try:
+            call(*arguments)
+        except (ManorError, OSError, ValueError) as error:
+            self.warnings.append(f"{what}: {describe(error)}")

@@ -1,0 +1,74 @@
+"""What the containers of one shim have in common: loop, reaper, events, machine, and the table of containers."""
+
+from __future__ import annotations
+
+from shim.errors import already_exists, not_found
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from runtime.container import Host, Marks
+    from shim.container import Container
+    from shim.events import Publisher
+    from shim.exits import Reaper
+    from shim.log import Log
+    from shim.loop import Loop
+
+    # name, traceparent of the caller ("" for none), marks, attributes
+    EmitSpan = Callable[[str, str, Marks, dict[str, str]], None]
+
+
+class Pod:
+    """One per shim. `emit_span` takes finished spans; `shutdown` is asked for when no container is left."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        events: Publisher,
+        host: Host,
+        log: Log,
+        emit_span: EmitSpan,
+        shutdown: Callable[[], None],
+    ) -> None:
+        self.loop = loop
+        self.reaper = reaper
+        self.events = events
+        self.host = host
+        self.log = log
+        self.emit_span = emit_span
+        self.shutdown = shutdown
+        self._containers: dict[str, Container | None] = {}  # None while one is being created
+
+    def reserve(self, container_id: str) -> None:
+        """Take the id for a container that is about to be created. AlreadyExists if it is taken."""
+        if container_id in self._containers:
+            raise already_exists(f"container {container_id}")
+        self._containers[container_id] = None
+
+    def add(self, container: Container) -> None:
+        """The container of a reserved id has been created."""
+        self._containers[container.id] = container
+
+    def remove(self, container_id: str) -> None:
+        """Forget a container, or a reservation."""
+        self._containers.pop(container_id, None)
+
+    def find(self, container_id: str) -> Container:
+        """The container of that id. NotFound without one."""
+        container = self._containers.get(container_id)
+        if container is None:
+            raise not_found(f"container {container_id}")
+        return container
+
+    def get(self, container_id: str) -> Container | None:
+        """The container of that id, or None."""
+        return self._containers.get(container_id)
+
+    def __len__(self) -> int:
+        return len(self._containers)
+
+    def containers(self) -> Iterable[Container]:
+        """All that have been created."""
+        return [container for container in self._containers.values() if container is not None]

@@ -1,0 +1,117 @@
+"""One process of a container as containerd sees it: init or an exec, from its request to its deletion.
+
+Holds what is the same for both: state, streams, exit and who waits for it. How each comes into being and
+what its end means for the others is `container`'s.
+"""
+
+from __future__ import annotations
+
+import _signal
+
+from runtime.errors import InvalidArgument
+from shim.api.events import TaskExit
+from shim.api.types import timestamp
+from shim.console import open_console
+from shim.errors import failed_precondition, not_found
+from shim.exits import exit_code
+from shim.stdio import open_pipes
+from shim.tasks import Mutex, Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.linux.fds import OwnedFd
+    from runtime.spec.model import Process as ProcessSpec
+    from runtime.waiting import Operation
+    from shim.api.types import Timestamp
+    from shim.exits import ExitWatch
+    from shim.pod import Pod
+    from shim.stdio import ProcessIo, Streams
+
+CREATED = "created"
+RUNNING = "running"
+STOPPED = "stopped"
+
+# What containerd calls an exit status that nobody knows.
+UNKNOWN_EXIT = 255
+
+
+class Process:
+    """`exec_id` is "" for init. `spec` is an exec's own; init's is in the container's config."""
+
+    def __init__(
+        self, pod: Pod, container_id: str, exec_id: str, streams: Streams, spec: ProcessSpec | None = None
+    ) -> None:
+        self.pod = pod
+        self.container_id = container_id
+        self.exec_id = exec_id
+        self.streams = streams
+        self.spec = spec
+        self.status = CREATED
+        self.pid = 0
+        self.pidfd: OwnedFd | None = None
+        self.io: ProcessIo | None = None
+        self.exit_status = 0
+        self.exited_at_ns = 0
+        self.exited = Outcome()
+        self.mutex = Mutex()
+        self.watch: ExitWatch | None = None
+
+    @property
+    def id(self) -> str:
+        """What events call it: an exec by its own id, init by its container's."""
+        return self.exec_id or self.container_id
+
+    def exited_at(self) -> Timestamp | None:
+        """When it ended; None if it has not."""
+        return timestamp(self.exited_at_ns) if self.exited_at_ns else None
+
+    def open_io(self, terminal: bool) -> Operation[ProcessIo]:
+        """Open its streams. StdioError, Unsupported."""
+        open_streams = open_console if terminal else open_pipes
+        self.io = yield from open_streams(self.pod.loop, self.streams)
+        return self.io
+
+    def ended(self, wait_status: int, when_ns: int) -> None:
+        """It has ended: say so to everybody who waits, and to containerd."""
+        self.watch = None
+        self.status = STOPPED
+        self.exit_status = exit_code(wait_status)
+        self.exited_at_ns = when_ns
+        if self.io is not None:
+            self.io.process_ended()
+        self.pod.events.publish(
+            TaskExit(self.container_id, self.id, self.pid, self.exit_status, self.exited_at())
+        )
+        self.exited.set()
+
+    def never_started(self) -> None:
+        """Its start has failed: there will be no exit, and whoever waits for one is told that it is unknown."""
+        self.status = STOPPED
+        self.exit_status = UNKNOWN_EXIT
+        self.close()
+        self.exited.set()
+
+    def signal(self, number: int) -> None:
+        """Send it signal `number`. FailedPrecondition before its start, NotFound after its end."""
+        if not 1 <= number < _signal.NSIG:
+            raise InvalidArgument(f"signal {number} does not exist")
+        if self.status == CREATED:
+            raise failed_precondition(f"process {self.id} not created: failed precondition")
+        if self.status == STOPPED or self.pidfd is None:
+            raise not_found("process already finished")
+        try:
+            _signal.pidfd_send_signal(self.pidfd.fileno(), number)
+        except ProcessLookupError:
+            raise not_found("process already finished") from None
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        if self.watch is not None:
+            self.watch.cancel()
+            self.watch = None
+        if self.io is not None:
+            self.io.close()
+            self.io = None
+        if self.pidfd is not None:
+            self.pidfd.close()
+            self.pidfd = None

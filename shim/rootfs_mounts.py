@@ -1,0 +1,191 @@
+"""The mounts that make a container's root file system, which the caller of Create leaves to the shim.
+
+Mounting reads disks and unmounting writes them: either may take seconds, and on a dead file server for
+ever. So both are done by a short-lived child, and the loop waits for its answer with a time limit. The
+child can also change directory, which shortens overlay options past what one page of mount data holds.
+"""
+
+from __future__ import annotations
+
+import _signal
+import errno
+import os
+
+from runtime.errors import MountError, StageError
+from runtime.linux import mount as linux
+from runtime.linux.fds import OwnedFd
+from runtime.record import Record
+from runtime.stages.channel import ChannelClosed, channel_pair
+from runtime.stages.clone import clone_stage
+from runtime.waiting import Claim, Exit, Readable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from runtime.stages.clone import Step
+    from runtime.waiting import Operation
+    from shim.api.types import Mount
+
+TIMEOUT_S = 60.0
+# mount(2) takes one page of options; a little is left for what the kernel adds.
+_MAX_DATA = os.sysconf("SC_PAGE_SIZE") - 512
+_UMOUNT_NOFOLLOW = 8
+
+# mount(8)'s words for flags: (flag to set, flag to clear). What is not here is data for the file system.
+_FLAGS = {
+    "async": (0, linux.MS_SYNCHRONOUS),
+    "atime": (0, linux.MS_NOATIME),
+    "bind": (linux.MS_BIND, 0),
+    "defaults": (0, 0),
+    "dev": (0, linux.MS_NODEV),
+    "diratime": (0, linux.MS_NODIRATIME),
+    "dirsync": (linux.MS_DIRSYNC, 0),
+    "exec": (0, linux.MS_NOEXEC),
+    "mand": (linux.MS_MANDLOCK, 0),
+    "noatime": (linux.MS_NOATIME, 0),
+    "nodev": (linux.MS_NODEV, 0),
+    "nodiratime": (linux.MS_NODIRATIME, 0),
+    "noexec": (linux.MS_NOEXEC, 0),
+    "nomand": (0, linux.MS_MANDLOCK),
+    "norelatime": (0, linux.MS_RELATIME),
+    "nostrictatime": (0, linux.MS_STRICTATIME),
+    "nosuid": (linux.MS_NOSUID, 0),
+    "rbind": (linux.MS_BIND | linux.MS_REC, 0),
+    "relatime": (linux.MS_RELATIME, 0),
+    "remount": (linux.MS_REMOUNT, 0),
+    "ro": (linux.MS_RDONLY, 0),
+    "rw": (0, linux.MS_RDONLY),
+    "strictatime": (linux.MS_STRICTATIME, 0),
+    "suid": (0, linux.MS_NOSUID),
+    "sync": (linux.MS_SYNCHRONOUS, 0),
+}
+
+
+class MountStep(Record):
+    """One mount(2) call. `base` is a directory to be in, for a source or options that are relative to it."""
+
+    source: str
+    target: str
+    fstype: str
+    flags: int
+    data: str
+    base: str = ""
+
+
+def plan(mounts: Sequence[Mount], rootfs: str) -> tuple[MountStep, ...]:
+    """What to call for `mounts` below `rootfs`, in order. MountError for what can't be mounted there."""
+    return tuple(_plan_one(mount, rootfs) for mount in mounts)
+
+
+def _plan_one(mount: Mount, rootfs: str) -> MountStep:
+    if mount.target and ".." in mount.target.split("/"):
+        raise MountError(f"mount {mount.source}: target {mount.target} leads out of the root")
+    target = f"{rootfs}/{mount.target.strip('/')}" if mount.target.strip("/") else rootfs
+    flags, words = 0, []
+    for option in mount.options:
+        known = _FLAGS.get(option)
+        if known is None:
+            words.append(option)
+        else:
+            flags = flags & ~known[1] | known[0]
+    base = ""
+    if mount.type == "overlay" and sum(len(word) + 1 for word in words) > _MAX_DATA:
+        base, words = _shorten_overlay(words)
+    data = ",".join(words)
+    if len(data) > _MAX_DATA:
+        raise MountError(f"mount {mount.type} on {target}: {len(data)} bytes of options are too many")
+    return MountStep(mount.source, target, mount.type, flags, data, base)
+
+
+def _shorten_overlay(words: list[str]) -> tuple[str, list[str]]:
+    """Give lowerdir's layers relative to the directory they have in common; containerd's snapshots do."""
+    for number, word in enumerate(words):
+        if word.startswith("lowerdir="):
+            layers = word.removeprefix("lowerdir=").split(":")
+            base = os.path.commonpath(layers) if len(layers) > 1 else ""
+            if base in ("", "/"):
+                break
+            short = ":".join(layer[len(base) + 1 :] or "." for layer in layers)
+            return base, [*words[:number], f"lowerdir={short}", *words[number + 1 :]]
+    return "", words
+
+
+def mount_all(steps: Sequence[MountStep]) -> Operation[None]:
+    """Mount, in a child. MountError with source and target, and nothing left mounted, when one fails."""
+    if not steps:
+        return
+
+    def run(step: Step) -> None:
+        done: list[str] = []
+        try:
+            for one in steps:
+                step.begin("mount", f"{one.source} on {one.target}")
+                _mount(one)
+                done.append(one.target)
+        except BaseException:
+            for target in reversed(done):
+                linux.umount2(target, linux.MNT_DETACH | _UMOUNT_NOFOLLOW)
+            raise
+
+    yield from in_child("mount", run)
+
+
+def unmount_all(rootfs: str) -> Operation[None]:
+    """Take away everything that is mounted on `rootfs`, in a child. MountError if something stays."""
+
+    def run(step: Step) -> None:
+        step.begin("unmount", rootfs)
+        unmount(rootfs)
+
+    yield from in_child("unmount", run)
+
+
+def unmount(rootfs: str) -> None:
+    """The same, in this process. What is still in use is detached, and goes when it no longer is."""
+    flags = _UMOUNT_NOFOLLOW
+    while True:
+        try:
+            linux.umount2(rootfs, flags)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # not a mount point, or no longer
+                return
+            if error.errno != errno.EBUSY or flags & linux.MNT_DETACH:
+                raise
+            flags |= linux.MNT_DETACH
+
+
+def _mount(step: MountStep) -> None:
+    if step.base:
+        os.chdir(step.base)
+    linux.mount(step.source, step.target, step.fstype, step.flags, step.data or None)
+    if step.flags & linux.MS_BIND and step.flags & ~(linux.MS_BIND | linux.MS_REC):
+        # A bind mount takes its other flags only when it is mounted again.
+        linux.mount("", step.target, None, step.flags | linux.MS_REMOUNT, None)
+
+
+def in_child(name: str, run: Callable[[Step], None]) -> Operation[None]:
+    """Do `run` in a child of its own. MountError when it fails or is not done within TIMEOUT_S."""
+    near, far = channel_pair("main", f"{name} child")
+    try:
+        pid, number = clone_stage(name, run, far, ())
+    finally:
+        far.close()
+    pidfd = OwnedFd(number)
+    yield Claim(pid)
+    try:
+        yield Readable(near.fileno(), TIMEOUT_S)
+        near.receive()
+    except ChannelClosed:
+        status = yield Exit(pid, TIMEOUT_S)
+        if status:
+            raise MountError(f"{name}: the child ended with wait status {status}") from None
+    except StageError as error:
+        raise MountError(f"{error.operation} {error.subject}: {error.message}") from error
+    except TimeoutError:
+        # It may be stuck in the kernel, where not even SIGKILL reaches it; the reaper takes it in time.
+        _signal.pidfd_send_signal(number, _signal.SIGKILL)
+        raise MountError(f"{name}: not done within {TIMEOUT_S:g} s") from None
+    finally:
+        near.close()
+        pidfd.close()

@@ -1,0 +1,284 @@
+"""The ttrpc door of a shim: sockets on the loop, calls to handlers, answers back.
+
+Only a peer with our own uid and gid is let in. A connection that sends faster than it reads its answers,
+or has too many calls open, is not read from until it has caught up, so what it can make us hold is
+bounded. What the methods do is the services' business; what the bytes mean is `ttrpc`'s.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+from _struct import Struct
+
+from runtime.record import Record
+from shim.api.codec import decode, encode
+from shim.api.message import Message
+from shim.errors import is_a_bug, status_of
+from shim.log import ERROR, WARNING
+from shim.loop import EPOLLIN, EPOLLOUT
+from shim.tasks import spawn
+from shim.ttrpc.connection import Call, Refused, ServerConnection, StreamGone
+from shim.ttrpc.frames import ProtocolError
+from shim.ttrpc.status import unknown_method, unknown_service
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+    from typing import Any
+
+    from runtime.linux.fds import OwnedFd
+    from shim.api.ttrpc import Status
+    from shim.log import Log
+    from shim.loop import Loop, Timer
+    from shim.tasks import Task
+
+    Handler = Callable[[Any, Call], Message | Generator[Any, Any, Message]]
+
+READ_BYTES = 64 * 1024
+# containerd has one connection a container and one open Wait a process.
+MAX_CONNECTIONS = 512
+MAX_OPEN_CALLS = 2048
+MAX_UNSENT_BYTES = 8 << 20
+
+_CREDENTIALS = Struct("iII")  # struct ucred: pid, uid, gid
+
+
+class Method(Record):
+    """What a method takes and who does it. An answer that is a generator is driven on the loop.
+
+    `abandon`: it only waits for something, and is called off when its caller goes away. All others are
+    finished, whoever is left to hear of it.
+    """
+
+    request: type[Message]
+    handler: Handler
+    abandon: bool = False
+
+
+class Server:
+    """Accepts on `listener`, which it owns, and serves `services`: methods by name, by service name."""
+
+    def __init__(
+        self, loop: Loop, listener: OwnedFd, services: Mapping[str, Mapping[str, Method]], log: Log
+    ) -> None:
+        self.loop = loop
+        self.services = services
+        self.log = log
+        self._listener = _socket.socket(fileno=listener.release())
+        self._listener.setblocking(False)
+        self._connections: set[Connection] = set()
+        self._listen()
+
+    def _listen(self) -> None:
+        self.loop.watch(self._listener.fileno(), EPOLLIN, self._accept)
+
+    def _accept(self, _events: int) -> None:
+        try:
+            fd, _address = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+        except BlockingIOError:
+            return
+        except OSError as error:  # out of descriptors: no new callers until there are some
+            self.log.write(ERROR, f"accept: {error.strerror}")
+            self.loop.unwatch(self._listener.fileno())
+            self.loop.call_later(1.0, self._listen)
+            return
+        peer = _socket.socket(fileno=fd)
+        _pid, uid, gid = _CREDENTIALS.unpack(
+            peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        if (uid, gid) != (os.geteuid(), os.getegid()) or len(self._connections) >= MAX_CONNECTIONS:
+            self.log.write(WARNING, f"a connection of uid {uid} gid {gid} was refused")
+            peer.close()
+            return
+        peer.setblocking(False)
+        self._connections.add(Connection(self, peer))
+
+    def forget(self, connection: Connection) -> None:
+        """Called by a connection that has ended."""
+        self._connections.discard(connection)
+
+    def close(self) -> None:
+        """Stop serving: nobody is let in any more, and whoever is in is cut off."""
+        if self.loop.is_watched(self._listener.fileno()):
+            self.loop.unwatch(self._listener.fileno())
+        self._listener.close()
+        for connection in list(self._connections):
+            connection.close()
+
+
+class Connection:
+    """One caller."""
+
+    def __init__(self, server: Server, peer: _socket.socket) -> None:
+        self._server = server
+        self._loop = server.loop
+        self._peer = peer
+        self._fd = peer.fileno()
+        self._protocol = ServerConnection()
+        self._unsent = bytearray()
+        self._calls: dict[int, OpenCall] = {}
+        self._events = 0
+        self.closed = False
+        self._rearm()
+
+    # --- bytes -------------------------------------------------------------------------------------
+
+    def _rearm(self) -> None:
+        """Watch for what makes sense now: room to send, and input only while the caller keeps up."""
+        keeps_up = len(self._unsent) < MAX_UNSENT_BYTES and self._protocol.pending < MAX_OPEN_CALLS
+        events = (EPOLLIN if keeps_up else 0) | (EPOLLOUT if self._unsent else 0)
+        if events != self._events:
+            self._loop.watch(self._fd, events, self._ready)
+            self._events = events
+
+    def _ready(self, events: int) -> None:
+        if events & EPOLLOUT:
+            self._flush()
+        if events & ~EPOLLOUT and not self.closed:
+            self._receive()
+
+    def _receive(self) -> None:
+        try:
+            data = self._peer.recv(READ_BYTES)
+            arrived = self._protocol.receive(data)
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError):
+            self.close()
+            return
+        if not data:
+            self.close()
+            return
+        for event in arrived:
+            if isinstance(event, Refused):
+                self._abandon(event.stream_id)
+                self._send(event.reply)
+            elif isinstance(event, Call):
+                if len(arrived) == 1:
+                    self._begin(event)
+                else:  # one turn may begin a share of them, and others have theirs
+                    self._loop.call_soon(self._begin, event)
+        if not self.closed:
+            self._rearm()
+
+    def _send(self, data: bytes) -> None:
+        if self.closed:
+            return
+        self._unsent += data
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                sent = self._peer.send(self._unsent)
+                del self._unsent[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        self._rearm()
+
+    # --- calls -------------------------------------------------------------------------------------
+
+    def _begin(self, call: Call) -> None:
+        if self.closed:
+            return
+        methods = self._server.services.get(call.service)
+        method = methods.get(call.method) if methods is not None else None
+        if method is None:
+            unknown = unknown_service(call.service) if methods is None else unknown_method(call.method)
+            self._fail(call.stream_id, unknown)
+            return
+        try:
+            answer = method.handler(decode(method.request, call.payload), call)
+        except Exception as error:
+            self.answer(call.stream_id, None, error)
+            return
+        if isinstance(answer, Message):
+            self.answer(call.stream_id, answer, None)
+            return
+        open_call = OpenCall(self, call, method.abandon)
+        self._calls[call.stream_id] = open_call
+        open_call.run(answer)
+
+    def answer(self, stream_id: int, message: Message | None, error: Exception | None) -> None:
+        """Send what a call came to."""
+        self._calls.pop(stream_id, None)
+        if error is not None:
+            if is_a_bug(error):
+                self._server.log.bug(error)
+            self._fail(stream_id, status_of(error))
+            return
+        if self.closed or message is None:
+            return
+        try:
+            self._send(self._protocol.respond(stream_id, encode(message)))
+        except StreamGone:
+            pass  # the caller broke the protocol on this stream meanwhile, and was told
+
+    def _fail(self, stream_id: int, status: Status) -> None:
+        if self.closed:
+            return
+        try:
+            self._send(self._protocol.fail(stream_id, status))
+        except StreamGone:
+            pass
+
+    def _abandon(self, stream_id: int) -> None:
+        open_call = self._calls.pop(stream_id, None)
+        if open_call is not None:
+            open_call.abandon()
+
+    def close(self) -> None:
+        """The caller is gone: what only waited for it is called off, what was begun goes on."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.unwatch(self._fd)
+        self._peer.close()
+        self._unsent.clear()
+        self._server.forget(self)
+        calls, self._calls = self._calls, {}
+        for open_call in calls.values():
+            open_call.abandon()
+
+
+class OpenCall:
+    """A call whose handler has to wait, with the time that the caller gives it."""
+
+    __slots__ = ("_abandon", "_call", "_connection", "_deadline", "_task", "_timed_out")
+
+    def __init__(self, connection: Connection, call: Call, abandon: bool) -> None:
+        self._connection = connection
+        self._call = call
+        self._abandon = abandon
+        self._deadline: Timer | None = None
+        self._task: Task | None = None
+        self._timed_out = False
+
+    def run(self, generator: Generator[Any, Any, Message]) -> None:
+        """Drive the handler, and hold it to the deadline."""
+        loop = self._connection._loop  # noqa: SLF001 - a part of the connection, kept apart for its size
+        self._task = spawn(loop, generator, self._finished)
+        if self._call.timeout_ns > 0 and not self._task.done:
+            self._deadline = loop.call_later(self._call.timeout_ns / 1e9, self._time_is_up)
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self._abandon and self._task is not None:
+            self._task.cancel()
+
+    def _time_is_up(self) -> None:
+        """Let the handler undo what it did; the caller is told that it took too long, whatever comes of that."""
+        self._timed_out = True
+        if self._task is not None:
+            self._task.cancel(TimeoutError(f"{self._call.method}: the caller's deadline has passed"))
+
+    def _finished(self, message: Message | None, error: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._timed_out and error is not None:
+            error = TimeoutError(f"{self._call.method}: deadline exceeded: {error}")
+        self._connection.answer(self._call.stream_id, message, error)

@@ -1,0 +1,272 @@
+"""The warden: forks shims, so that no pod pays for Python's start and imports.
+
+It has one thread and does two things, accept and fork; the child does all the rest, so that nobody can
+hold it up. A warden runs from a sealed copy of the interpreter (`runtime/stages/seal.py`), is not
+dumpable, and so is everything that it forks. There is one for each key (`shim/launcher.py`), and a lock
+sees to it. Killed, it leaves its shims alone; the next launcher starts another.
+
+    containerd         launcher                     warden                      shim
+        │ exec, stdin     │                            │
+        ├────────────────►│ connect                    │
+        │                 ├───────────────────────────►│ accept, fork ───────────►│ own session, no fd but
+        │                 │                            │                          │ the connection
+        │                 │ + part … . last part       │                          │
+        │                 │ (with cwd and stdin as fds)│                          │
+        │                 ├──────────────────────────────────────────────────────►│ adopt the launcher's limits,
+        │                 │                                            ! accepted │ cgroup, umask …
+        │                 │◄──────────────────────────────────────────────────────┤
+        │                 │                                                       │ daemon.run: start, delete,
+        │ stdout, stderr, │                     o stdout   e stderr   x exit code │ -info, -v
+        │ exit code       │◄──────────────────────────────────────────────────────┤
+        │◄────────────────┤ exit                                                  │
+        │                                                 ttrpc                   │
+        ├────────────────────────────────────────────────────────────────────────►│ (after `start`)
+
+Instead of "!" the child may say "- reason", and an end before it means that nothing was done: the launcher
+then looks for another warden, or forks the shim itself ("alone"), where the same code answers it.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import gc
+import os
+import select
+import sys
+import time
+
+from runtime.cgroups.layout import detect_layout
+from runtime.errors import CgroupError, ManorError, describe
+from runtime.linux import process, title
+from runtime.linux.fds import OwnedFd, send_with_fds
+from runtime.stages import seal
+from shim.begin import last_words
+from shim.launcher import ACCEPTED
+from shim.start_request import LauncherGone, Unfaithful, adopt, be_patient, peer_of, receive
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import NoReturn
+
+    from runtime.cgroups.layout import Layout
+    from shim.start_request import StartRequest
+
+IDLE_S = 600  # without a shim and without a request: an upgrade leaves the old version's warden behind
+BACKLOG = 512
+_LONGEST_ADDRESS = 107  # bytes, in sun_path (unix(7))
+_STOPS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
+
+
+# ---- the warden's process ----
+
+
+class House:
+    """What a warden holds ready and every shim inherits: our code, and what was found out about the machine."""
+
+    __slots__ = ("daemon", "layout", "seal")
+
+    def __init__(self, daemon: str) -> None:
+        gc.disable()  # as long as we import: nothing of it will ever be garbage
+        process.set_dumpable(False)
+        self.seal = seal.arrive()
+        os.environ.clear()
+        self.layout = _layout()
+        self.daemon = _import(daemon)
+        gc.collect()
+        gc.freeze()  # a collection in a shim must not write to the pages that it shares with us
+
+
+def _layout() -> Layout | None:
+    try:
+        return detect_layout()
+    except (CgroupError, OSError):
+        return None  # a shim that needs one will say so
+
+
+def _import(name: str) -> ModuleType:
+    """The module that answers requests by `run(request)`, and may have something to `prepare` before the first fork."""
+    __import__(name)
+    module = sys.modules[name]
+    prepare = getattr(module, "prepare", None)
+    if prepare is not None:
+        prepare()
+    return module
+
+
+def main(channel: OwnedFd, daemon: str, duty: str, *place: str) -> NoReturn:
+    """Be a warden ("warden", with run directory and name) or one shim ("alone") that answers through module `daemon`.
+
+    `channel` leads to the launcher that started us. Raises whatever is in the way.
+    """
+    if duty == "warden":
+        run_dir, name = place[:2]
+        _be_warden(channel, daemon, run_dir, name)
+    _attend(channel, House(daemon))
+
+
+def _be_warden(channel: OwnedFd, daemon: str, run_dir: str, name: str) -> NoReturn:
+    os.chdir(run_dir)  # its name may be longer than a socket address holds
+    lock = _hold_lock(f"{name}.lock")
+    house = House(daemon)
+    with _listen(run_dir, f"{name}.sock") as listener:
+        title.set_title([b"manor-warden", os.fsencode(run_dir)])
+        process.set_process_name("manor-warden")
+        send_with_fds(channel.fileno(), ACCEPTED)
+        channel.close()
+        _serve(listener.fileno(), house)
+        # Whoever comes now finds no socket, or is hung up on, and starts another warden: the lock goes last.
+        os.unlink(f"{name}.sock")
+        os.unlink(f"{name}.lock")
+    lock.close()
+    os._exit(0)
+
+
+def _hold_lock(name: str) -> OwnedFd:
+    """The lock that makes us the only warden of this name, until we end. ManorError if there is one already."""
+    for _attempt in range(20):
+        lock = OwnedFd(os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        try:
+            # lockf, because it is the launcher's as well, and because a forked child does not inherit it.
+            os.lockf(lock.fileno(), os.F_TLOCK, 1)
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(name)):
+                return lock
+        except (BlockingIOError, PermissionError, FileNotFoundError):
+            pass
+        lock.close()  # held by one that ends just now, perhaps, and takes the file's name with it
+        time.sleep(0.01)
+    raise ManorError(f"another warden holds {name}")
+
+
+def _listen(run_dir: str, name: str) -> OwnedFd:
+    """Listen in our working directory, by the full path where it fits: it is what `ss -x` shows."""
+    try:
+        os.unlink(name)  # left behind by one that was killed: we hold the lock
+    except FileNotFoundError:
+        pass
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    path = f"{run_dir}/{name}"
+    listener.bind(path if len(os.fsencode(path)) <= _LONGEST_ADDRESS else name)
+    listener.listen(BACKLOG)
+    return OwnedFd(listener.detach())
+
+
+def _serve(listener: int, house: House) -> None:
+    """Accept and fork until told to stop, or until nothing has been alive or asked for IDLE_S."""
+    _signal.signal(
+        _signal.SIGCHLD, _signal.SIG_IGN
+    )  # the kernel reaps for us: how a shim ended is nothing to us
+    stop = _stop_signals()
+    poll = select.poll()
+    poll.register(stop, select.POLLIN)
+    poll.register(listener, select.POLLIN)
+    while True:
+        ready = poll.poll(IDLE_S * 1000)
+        if any(fd == stop for fd, _event in ready) or (not ready and _childless()):
+            return
+        if ready:
+            _accept(listener, house)
+
+
+def _stop_signals() -> int:
+    """A pipe that becomes readable when we are told to stop; open for as long as we live."""
+    readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    _signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    for number in _STOPS:
+        _signal.signal(number, lambda _number, _frame: None)
+    return readable
+
+
+def _childless() -> bool:
+    try:
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True
+    return False
+
+
+def _accept(listener: int, house: House) -> None:
+    sock = _socket.socket(fileno=listener)
+    try:
+        # What socket.accept() is made of.
+        number, _address = sock._accept()  # type: ignore[attr-defined] # noqa: SLF001
+    except OSError:  # it is gone already
+        return
+    finally:
+        sock.detach()
+    with OwnedFd(number) as connection:
+        if peer_of(number)[1] != os.geteuid():
+            return
+        # A signal that is for the child must not reach it while it still has our pipe.
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _STOPS)
+        try:
+            child = os.fork()
+        except OSError as error:  # EAGAIN, ENOMEM: the launcher may have better luck
+            last_words(connection, error)
+            child = -1
+        if child == 0:
+            _attend(connection, house)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _STOPS)
+
+
+# ---- the shim's process ----
+
+
+def _attend(connection: OwnedFd, house: House) -> NoReturn:
+    """Read the request, become like the launcher's child, and let the daemon answer. Never returns."""
+    request: StartRequest | None = None
+    try:
+        _leave_house(connection)
+        request = receive(connection, house.seal)
+        adopt(peer_of(connection.fileno())[0], house.layout)
+        request.reply.accept()
+        _show(request.argv)
+        gc.enable()
+        house.daemon.run(request)
+    except LauncherGone:
+        pass
+    except BaseException as failure:
+        _report(request, failure)
+    os._exit(1)
+
+
+def _leave_house(connection: OwnedFd) -> None:
+    """Be a process of our own: no signal handler, descriptor or session of the warden's."""
+    _signal.set_wakeup_fd(-1)
+    for number in (*_STOPS, _signal.SIGCHLD):
+        _signal.signal(number, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    process.close_all_but((connection.fileno(),))
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    os.chdir("/")
+    be_patient(connection.fileno())
+
+
+def _show(argv: tuple[str, ...]) -> None:
+    """Of one that stays show the command line that operators' scripts look for, of another what it was asked."""
+    process.set_process_name("manor-shim")
+    if "start" not in argv:
+        title.set_title([os.fsencode(text) for text in argv])
+        return
+    shown = ["containerd-shim-manor-v2"]
+    for flag, value in zip(argv, (*argv[1:], ""), strict=True):
+        name, equals, _value = flag.lstrip("-").partition("=")
+        if flag.startswith("-") and name in ("namespace", "id", "address"):
+            shown += [flag] if equals else [flag, value]
+    title.set_title([os.fsencode(text) for text in shown])
+
+
+def _report(request: StartRequest | None, failure: BaseException) -> None:
+    if request is None or request.reply.sent:
+        return
+    try:
+        if isinstance(failure, Unfaithful):
+            request.reply.refuse(str(failure))
+        else:
+            request.reply.send(
+                1, b"", f"containerd-shim-manor-v2: {describe(failure)}\n".encode(errors="replace")
+            )
+    except LauncherGone:
+        pass

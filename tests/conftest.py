@@ -1,0 +1,1 @@
+"""What all tests share. Unit tests need nothing of it: they run without root and without the harness's tools."""

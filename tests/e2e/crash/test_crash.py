@@ -1,0 +1,117 @@
+"""SIGKILL of each daemon under a running pod: what must go on goes on, and what died is cleaned up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from tests.e2e.conftest import Node
+from tests.harness import leaks
+from tests.harness.crictl import Crictl
+
+
+def tidy_after_the_reference(node: Node, handler: str, inits: list[int]) -> None:
+    """Do what the reference's `delete` does not, so that the same test can be run on it.
+
+    containerd 2 runs `delete` for the sandbox only. The reference then forgets the pod's other containers, and
+    its socket file; Manor must not.
+    """
+    if handler == "manor" or node.containerd.version == "1.6":
+        return
+    for pid in inits:
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.2)
+    for directory in node.containerd.instance.cgroups():
+        with contextlib.suppress(OSError):  # those of other containers are busy
+            directory.rmdir()
+    for path in (node.containerd.instance.directory / "s").iterdir():
+        if not _listens(path):
+            path.unlink()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def test_a_pod_outlives_its_containerd(node: Node, crictl: Crictl, pod: str, container: str) -> None:
+    pid = crictl.pid(container)
+    node.containerd.restart()
+    assert crictl.status(container)["state"] == "CONTAINER_RUNNING"
+    assert crictl.pid(container) == pid
+    assert crictl.execute(container, "echo", "still here").stdout.strip() == "still here"
+    assert crictl.execute(container, "sh", "-c", "exit 4", sync=True, check=False).exit_code == 4
+    second = crictl.run_container(pod, ["sleep", "1000"], "second")
+    assert crictl.status(second)["state"] == "CONTAINER_RUNNING"
+
+
+def test_output_goes_on_after_a_restart_of_containerd(node: Node, crictl: Crictl, pod: str) -> None:
+    container = crictl.run_container(
+        pod, ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"]
+    )
+    node.containerd.restart()
+    log = Path(crictl.status(container)["logPath"])
+    size = log.stat().st_size
+    deadline = time.monotonic() + 10
+    while log.stat().st_size <= size:
+        assert time.monotonic() < deadline, "nothing was logged after the restart"
+        time.sleep(0.1)
+
+
+def test_an_exit_while_containerd_is_down_is_reported_afterwards(
+    node: Node, crictl: Crictl, container: str
+) -> None:
+    pid = crictl.pid(container)
+    node.containerd.kill()
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.3)
+    node.containerd.start()
+    status = crictl.wait_for(container, "CONTAINER_EXITED")
+    # containerd 2 takes a task without processes for a leaked one when it starts, and calls its exit 255.
+    assert status["exitCode"] == (137 if node.containerd.version == "1.6" else 255)
+
+
+def test_a_killed_shim_is_an_exit_and_is_cleaned_up(
+    node: Node, crictl: Crictl, handler: str, pod: str, container: str
+) -> None:
+    """containerd notices, runs the shim's `delete`, and the container's processes are gone with it."""
+    init = crictl.pid(container)
+    (shim,) = node.containerd.shim_pids(pod)
+    os.kill(shim, signal.SIGKILL)
+    status = crictl.wait_for(container, "CONTAINER_EXITED", 20)
+    assert status["exitCode"] != 0
+    tidy_after_the_reference(node, handler, [init])
+    deadline = time.monotonic() + leaks.GRACE_S
+    while Path(f"/proc/{init}").exists():
+        assert time.monotonic() < deadline, "the container's init outlived its shim's delete"
+        time.sleep(0.05)
+
+
+def test_a_new_pod_runs_after_a_shim_was_killed(node: Node, crictl: Crictl, handler: str, pod: str) -> None:
+    (shim,) = node.containerd.shim_pids(pod)
+    os.kill(shim, signal.SIGKILL)
+    other = crictl.run_pod(handler)
+    container = crictl.run_container(other, ["sleep", "1000"])
+    assert crictl.execute(container, "echo", "fine").stdout.strip() == "fine"
+    tidy_after_the_reference(node, handler, [])
+
+
+def test_pods_outlive_their_warden_and_the_next_start_brings_a_new_one(
+    node: Node, crictl: Crictl, handler: str, pod: str, container: str
+) -> None:
+    wardens = leaks.wardens(node.containerd)
+    if handler != "manor":
+        assert wardens == []  # the reference has none: nothing to kill, and everything below still holds
+    else:
+        assert len(wardens) == 1
+    for warden in wardens:
+        os.kill(warden, signal.SIGKILL)
+    assert crictl.execute(container, "echo", "still here").stdout.strip() == "still here"
+    other = crictl.run_pod(handler)
+    crictl.run_container(other, ["sleep", "1000"])
+    assert len(leaks.wardens(node.containerd)) == len(wardens)
+    assert set(leaks.wardens(node.containerd)).isdisjoint(wardens)

@@ -1,0 +1,204 @@
+"""Create, start, exec, kill and delete, straight at the runtime's door."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runtime import state
+from runtime.errors import ConfigError, IdInUse, InvalidId, InvalidState, NotFound, StageError
+from runtime.operations import kill, start
+from runtime.state import load
+from runtime.waiting import run
+
+if TYPE_CHECKING:
+    from tests.e2e.runtime.conftest import Runner
+
+
+def test_a_container_runs_its_program_and_ends_with_its_code(runner: Runner) -> None:
+    output = runner.run(runner.bundle("sh", "-c", "echo out; echo err >&2; exit 7"))
+    assert (output.code, output.stdout, output.stderr) == (7, "out\n", "err\n")
+
+
+def test_init_is_pid_1_in_a_world_of_its_own(runner: Runner) -> None:
+    output = runner.run(runner.bundle("sh", "-c", "echo $$; hostname; pwd; echo /proc/[0-9]*; echo *"))
+    assert output.stdout.split() == [
+        *("1", "manor", "/", "/proc/1"),
+        *("bin", "dev", "etc", "home", "proc", "root", "sys", "tmp"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["mnt", "pid", "net", "ipc", "uts", "cgroup"])
+def test_every_namespace_of_the_spec_is_a_new_one(runner: Runner, kind: str) -> None:
+    output = runner.run(runner.bundle("readlink", f"/proc/self/ns/{kind}"))
+    assert output.stdout.strip().startswith(f"{kind}:[")
+    assert output.stdout.strip() != os.readlink(f"/proc/self/ns/{kind}")
+
+
+def test_a_new_network_namespace_has_its_loopback_up(runner: Runner) -> None:
+    assert "UP LOOPBACK" in runner.run(runner.bundle("ifconfig", "lo")).stdout
+
+
+def test_a_namespace_can_be_joined_by_path(runner: Runner) -> None:
+    landlord = runner.started()
+    bundle = runner.bundle("sh", "-c", "readlink /proc/self/ns/net; readlink /proc/self/ns/pid; echo $$")
+    for namespace in bundle.config["linux"]["namespaces"]:
+        if namespace["type"] in ("network", "pid", "ipc"):
+            name = "net" if namespace["type"] == "network" else namespace["type"]
+            namespace["path"] = f"/proc/{landlord.pid}/ns/{name}"
+    net, pid, number = runner.run(bundle).stdout.split()
+    assert net == os.readlink(f"/proc/{landlord.pid}/ns/net")
+    assert pid == os.readlink(f"/proc/{landlord.pid}/ns/pid")
+    assert int(number) > 1
+
+
+def test_a_namespace_path_that_is_not_there_is_named(runner: Runner) -> None:
+    bundle = runner.bundle("true")
+    bundle.config["linux"]["namespaces"][1]["path"] = "/run/no/such/netns"
+    with pytest.raises(StageError, match="open network namespace /run/no/such/netns: No such file"):
+        runner.create(bundle)
+
+
+def test_a_namespace_path_of_another_kind_is_named(runner: Runner) -> None:
+    bundle = runner.bundle("true")
+    bundle.config["linux"]["namespaces"][1]["path"] = "/proc/self/ns/uts"
+    with pytest.raises(StageError, match="join network namespace /proc/self/ns/uts"):
+        runner.create(bundle)
+
+
+def test_a_container_does_not_run_before_it_is_started(runner: Runner) -> None:
+    bundle = runner.bundle("touch", "/ran")
+    container = runner.create(bundle)
+    assert container.status == state.CREATED
+    assert not (bundle.rootfs / "ran").exists()
+    run(start(container))
+    os.waitpid(container.pid, 0x40000000)
+    container.ended()
+    assert (bundle.rootfs / "ran").exists()
+
+
+def test_a_created_container_that_is_never_started_can_be_removed(runner: Runner) -> None:
+    container = runner.create(runner.bundle("true"))
+    runner.stop(container)
+    runner.delete(container)
+
+
+def test_state_json_names_init_by_pid_and_start_time(runner: Runner) -> None:
+    container = runner.started()
+    stored = load(runner.host.root, container.id)
+    assert stored.pid == container.pid
+    assert state.is_alive(stored.pid, stored.start_time)
+    runner.stop(container)
+    assert not state.is_alive(stored.pid, stored.start_time)
+
+
+def test_starting_twice_is_refused(runner: Runner) -> None:
+    container = runner.started()
+    with pytest.raises(InvalidState, match="cannot start container .* in running state"):
+        run(start(container))
+
+
+def test_an_id_in_use_is_refused_and_the_first_container_unharmed(runner: Runner) -> None:
+    first = runner.started()
+    with pytest.raises(IdInUse, match=first.id):
+        runner.create(runner.bundle("true"), container_id=first.id)
+    assert runner.exec(first, "true").code == 0
+
+
+@pytest.mark.parametrize("bad", ["a/b", "..", "", "x" * 300])
+def test_a_bad_id_is_refused(runner: Runner, bad: str) -> None:
+    bundle = runner.bundle("true")
+    if not bad:
+        pytest.raises(InvalidId, state.check_id, bad)
+        return
+    with pytest.raises(InvalidId):
+        runner.create(bundle, container_id=bad)
+
+
+def test_a_program_that_is_not_in_the_image_fails_the_create(runner: Runner) -> None:
+    with pytest.raises(StageError, match=r'exec: "no-such-program": executable file not found in \$PATH'):
+        runner.create(runner.bundle("no-such-program"))
+
+
+def test_a_program_that_the_kernel_cannot_run_fails_the_start(runner: Runner) -> None:
+    bundle = runner.bundle("/bad")
+    (bundle.rootfs / "bad").write_bytes(b"\x7fELF this is none")
+    (bundle.rootfs / "bad").chmod(0o755)
+    container = runner.create(bundle)
+    with pytest.raises(StageError, match="execute /bad: .*[Ee]xec format error"):
+        run(start(container))
+
+
+def test_a_working_directory_that_is_not_there_is_made_or_named(runner: Runner) -> None:
+    bundle = runner.bundle("pwd")
+    bundle.config["process"]["cwd"] = "/srv/app"
+    assert runner.run(bundle).stdout == "/srv/app\n"
+
+
+def test_a_working_directory_that_is_a_file_fails_the_create(runner: Runner) -> None:
+    bundle = runner.bundle("pwd")
+    bundle.config["process"]["cwd"] = "/etc/passwd"
+    with pytest.raises(StageError, match="/etc/passwd: .*Not a directory"):
+        runner.create(bundle)
+
+
+def test_a_mount_source_that_is_not_there_is_named(runner: Runner) -> None:
+    bundle = runner.bundle("true")
+    bundle.config["mounts"].append(
+        {"destination": "/mnt", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}
+    )
+    with pytest.raises(StageError, match="/no/such/source"):
+        runner.create(bundle)
+
+
+def test_a_spec_without_a_mount_namespace_is_refused(runner: Runner) -> None:
+    bundle = runner.bundle("true")
+    kinds = bundle.config["linux"]["namespaces"]
+    bundle.config["linux"]["namespaces"] = [kind for kind in kinds if kind["type"] != "mount"]
+    with pytest.raises(ConfigError, match="mount namespace"):
+        runner.create(bundle)
+
+
+def test_kill_reaches_init_and_then_finds_it_finished(runner: Runner) -> None:
+    container = runner.started("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done")
+    kill(container, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(container.pid, 0x40000000)[1]) == signal.SIGKILL
+    container.ended()
+    with pytest.raises(NotFound, match="process already finished"):
+        kill(container, signal.SIGTERM)
+
+
+def test_a_user_is_taken_with_groups_and_without_capabilities(runner: Runner) -> None:
+    bundle = runner.bundle("sh", "-c", "id -u; id -g; id -G; grep CapEff /proc/self/status")
+    bundle.config["process"]["user"] = {"uid": 1000, "gid": 1000, "additionalGids": [50, 60]}
+    assert runner.run(bundle).stdout.split() == ["1000", "1000", "1000", "50", "60", "CapEff:", "0" * 16]
+
+
+def test_nothing_of_the_hosts_descriptors_is_open_in_the_container(runner: Runner) -> None:
+    leaked = os.open("/", os.O_RDONLY)
+    os.set_inheritable(leaked, True)
+    try:
+        output = runner.run(runner.bundle("sh", "-c", "for fd in /proc/self/fd/*; do readlink $fd; done"))
+    finally:
+        os.close(leaked)
+    targets = output.stdout.split()
+    assert len(targets) == 3
+    assert all(target.startswith("pipe:") for target in targets)
+
+
+def test_signals_are_neither_ignored_nor_blocked(runner: Runner) -> None:
+    output = runner.run(runner.bundle("grep", "-E", "SigBlk|SigIgn", "/proc/self/status"))
+    assert output.stdout.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+
+
+def change_limits(config: dict[str, Any]) -> None:
+    config["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200}]
+
+
+def test_rlimits_are_in_force(runner: Runner) -> None:
+    bundle = runner.bundle("sh", "-c", "ulimit -Sn; ulimit -Hn")
+    change_limits(bundle.config)
+    assert runner.run(bundle).stdout.split() == ["100", "200"]

@@ -1,0 +1,75 @@
+"""The runtimes a pod can ask for, and which of them the tests are run on: the one place that says so.
+
+A handler is a table in containerd's configuration. `runc` is the reference on which the harness and the tests
+prove themselves; `crun` is there where it runs; `manor` is what all this is for.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.harness import tools
+from tests.harness.instances import hierarchies
+from tests.harness.paths import SHIM
+
+# The annotation a pod uses to say how its execs leave isolated CPUs; containerd passes it on only where listed.
+AFFINITY_ANNOTATION = "org.opencontainers.runc.exec.isolated-cpu-affinity-transition"
+
+
+@dataclass(frozen=True)
+class Handler:
+    """One runtime handler: its name, its shim, and the options of that shim."""
+
+    name: str
+    runtime_type: str
+    runtime_path: str = ""
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def runc() -> Handler:
+    """containerd's own shim with the runc that was built for this purpose."""
+    return Handler(
+        "runc", "io.containerd.runc.v2", options={"BinaryName": str(tools.program(tools.RUNC_1, "runc"))}
+    )
+
+
+def crun() -> Handler:
+    """containerd's own shim with Debian's crun."""
+    return Handler("crun", "io.containerd.runc.v2", options={"BinaryName": "/usr/bin/crun"})
+
+
+def manor() -> Handler:
+    """Manor, from this checkout."""
+    return Handler("manor", "io.containerd.manor.v2", runtime_path=str(SHIM))
+
+
+def crun_runs() -> bool:
+    """Whether crun works on this machine: Debian's 1.8 refuses a hybrid cgroup layout."""
+    if not Path("/usr/bin/crun").exists():
+        return False
+    unified = Path("/sys/fs/cgroup/unified")
+    if unified in hierarchies():
+        return False
+    with tempfile.TemporaryDirectory() as root:
+        done = subprocess.run(["/usr/bin/crun", "--root", root, "list"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def available() -> list[Handler]:
+    """Every handler that can run here; all of them are in every node's configuration."""
+    found = [runc()]
+    if crun_runs():
+        found.append(crun())
+    if SHIM.exists():
+        found.append(manor())
+    return found
+
+
+def under_test() -> list[str]:
+    """The handlers that end-to-end tests run on. `$MANOR_TEST_HANDLERS` names others: "runc" tests the tests."""
+    chosen = os.environ.get("MANOR_TEST_HANDLERS", "runc")
+    return [name.strip() for name in chosen.split(",")]

@@ -1,0 +1,231 @@
+"""Stage 0's side of the conversation, with children that say what the test wants them to say."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runtime.errors import StageError
+from runtime.stages import stage0_parent
+from runtime.stages.channel import ChannelClosed, channel_pair
+from runtime.stages.clone import clone_stage
+from runtime.stages.direct import Channels
+from runtime.stages.messages import (
+    HooksDone,
+    HooksRequest,
+    InitPid,
+    LimitsSet,
+    MappingRequest,
+    MappingWritten,
+    Ready,
+    Start,
+)
+from runtime.stages.stage0_parent import HostSide, Launched, await_execve, start_landlord
+from runtime.waiting import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.stages.channel import Channel
+    from runtime.stages.clone import Step
+    from runtime.waiting import Operation
+
+    Script = Callable[[Channel], None]
+
+
+class Recorder:
+    """A HostSide that notes what it was asked to do."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.side = HostSide(self._limits, self._mapping, self._hooks)
+
+    def _limits(self, pid: int) -> tuple[str, ...]:
+        self.asked.append(("limits", pid))
+        return ("a limit was lowered",)
+
+    def _mapping(self, pid: int) -> None:
+        self.asked.append(("mapping", pid))
+
+    def _hooks(self, pid: int) -> Operation[None]:
+        self.asked.append(("hooks", pid))
+        return
+        yield
+
+
+def stage(script: Script) -> Channels:
+    near, far = channel_pair("main", "2:INIT")
+    pid, pidfd = clone_stage("2:INIT", lambda _step: script(far), far, ())
+    far.close()
+    return Channels(pid, pidfd, near)
+
+
+def converse(channels: Channels, recorder: Recorder | None = None) -> Launched:
+    return run(stage0_parent._converse(channels, (recorder or Recorder()).side))
+
+
+def finish(launched: Launched) -> int:
+    status = os.waitpid(launched.pid, 0x40000000)[1]
+    launched.close()
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_a_stage_is_ready_when_it_says_so() -> None:
+    def script(far: Channel) -> None:
+        far.expect(LimitsSet)
+        far.send(Ready((), (("pivot into", 5),), ("something is odd",)))
+        far.expect(Start)
+
+    recorder = Recorder()
+    launched = converse(stage(script), recorder)
+    assert recorder.asked == [("limits", launched.pid)]
+    assert launched.marks == (("pivot into", 5),)
+    assert launched.warnings == ("a limit was lowered", "something is odd")
+    run(start_landlord(launched))
+    assert finish(launched) == 0
+
+
+def test_requests_are_answered_in_the_order_they_come() -> None:
+    def script(far: Channel) -> None:
+        far.send(MappingRequest())
+        far.expect(LimitsSet)
+        far.expect(MappingWritten)
+        far.send(HooksRequest())
+        far.expect(HooksDone)
+        far.send(Ready())
+
+    recorder = Recorder()
+    launched = converse(stage(script), recorder)
+    assert [what for what, _pid in recorder.asked] == ["limits", "mapping", "hooks"]
+    assert finish(launched) == 0
+
+
+def test_descriptors_arrive_under_their_names() -> None:
+    def script(far: Channel) -> None:
+        reading, writing = os.pipe()
+        os.write(writing, b"console")
+        far.expect(LimitsSet)
+        far.send(Ready(("console", "seccomp")), (reading, writing))
+
+    launched = converse(stage(script))
+    assert launched.console is not None
+    assert launched.listener is not None
+    assert os.read(launched.console.fileno(), 20) == b"console"
+    finish(launched)
+
+
+def test_the_failure_of_a_stage_is_raised_and_the_stage_is_gone() -> None:
+    def script(far: Channel) -> None:
+        far.expect(LimitsSet)
+        raise OSError(2, "No such file or directory", "/x")
+
+    channels = stage(script)
+    with pytest.raises(StageError, match="2:INIT: begin: /x: No such file"):
+        converse(channels)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(channels.pid, 0)
+
+
+def test_a_stage_that_fails_before_it_is_told_its_limits_reports_why() -> None:
+    def script(_far: Channel) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    channels = stage(script)
+    os.waitid(os.P_PID, channels.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(StageError, match="busy"):
+        converse(channels)
+
+
+def test_a_stage_that_ends_without_a_word_is_an_error() -> None:
+    with pytest.raises(ChannelClosed, match="2:INIT ended without a word"):
+        converse(stage(lambda _far: os._exit(1)))
+
+
+def test_a_stage_that_says_the_wrong_thing_is_killed() -> None:
+    def script(far: Channel) -> None:
+        far.send(Start())
+        far.expect(Ready)
+
+    channels = stage(script)
+    with pytest.raises(StageError, match="expected MappingRequest or HooksRequest or Ready, got Start"):
+        converse(channels)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(channels.pid, 0)
+
+
+def test_a_stage_that_is_stuck_is_killed_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage0_parent, "STAGE_TIMEOUT_S", 0.05)
+    channels = stage(lambda far: far.expect(Start) and None)
+    with pytest.raises((StageError, TimeoutError)):
+        converse(channels)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(channels.pid, 0)
+
+
+def test_limits_that_cannot_be_set_end_the_stage() -> None:
+    def refuse(_pid: int) -> tuple[str, ...]:
+        raise PermissionError(1, "RLIMIT_NOFILE")
+
+    channels = stage(lambda far: far.expect(LimitsSet) and None)
+    with pytest.raises(PermissionError):
+        run(stage0_parent._converse(channels, HostSide(refuse)))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(channels.pid, 0)
+
+
+def test_no_descriptor_is_left_open_after_a_failure() -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(ChannelClosed):
+        converse(stage(lambda _far: os._exit(1)))
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_failed_execve_is_told_from_a_successful_one() -> None:
+    def script(far: Channel) -> None:
+        far.expect(LimitsSet)
+        far.send(Ready())
+        raise OSError(8, "Exec format error", "/bad")
+
+    launched = converse(stage(script))
+    with pytest.raises(StageError, match="/bad: Exec format error"):
+        run(await_execve(launched))
+    finish(launched)
+
+
+def test_the_end_of_the_channel_is_a_successful_execve() -> None:
+    def script(far: Channel) -> None:
+        far.expect(LimitsSet)
+        far.send(Ready())
+        os.execv("/bin/true", ["true"])
+
+    launched = converse(stage(script))
+    run(await_execve(launched))
+    assert finish(launched) == 0
+
+
+def test_the_intermediate_process_is_reaped_and_its_sibling_is_init() -> None:
+    near_init, far_init = channel_pair("main", "2:INIT")
+    near_inter, far_inter = channel_pair("main", "1:INTER")
+
+    def init(_step: Step) -> None:
+        far_init.expect(LimitsSet)
+        far_init.send(Ready())
+
+    def inter(_step: Step) -> None:
+        far_inter.send(MappingRequest())
+        far_inter.expect(MappingWritten)
+        pid, _pidfd = clone_stage("2:INIT", init, far_init, (), sibling=True)
+        far_inter.send(InitPid(pid))
+
+    pid, pidfd = clone_stage("1:INTER", inter, far_inter, (far_init.fileno(),))
+    far_init.close()
+    far_inter.close()
+    recorder = Recorder()
+    launched = converse(Channels(pid, pidfd, near_init, near_inter), recorder)
+    assert launched.pid != pid
+    assert recorder.asked == [("mapping", pid), ("limits", launched.pid)]
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pid, 0)
+    assert finish(launched) == 0

@@ -1,0 +1,7 @@
+"""What the wire formats are held against.
+
+facts/       tables of every message, field, value and method we speak, one package a file
+protos/      the same as .proto files, from which protobuf's own encoder and decoder are made
+generated/   the compiled descriptors of those
+facts.py     reads the tables; oracle.py has protobuf's classes; regenerate.py compiles everything
+"""
