@@ -125,13 +125,15 @@ def _write_attribute(task: OwnedFd, names: tuple[str, ...], value: str, subject:
 def make_session_keyring(container_id: str, in_user_namespace: bool, selinux_label: str | None) -> None:
     """For a landlord: leave the runtime's session keyring for one of the container's, which tenants may join.
 
-    Without keys in the kernel there is nothing to protect and nothing is done. LabelError otherwise.
+    To be called as root of the container's user namespace, as the tenants do. Without keys in the kernel
+    there is nothing to protect and nothing is done. LabelError otherwise.
     """
     serial = _join(container_id, selinux_label)
-    if serial is None:
+    if not serial:
         return
-    # A tenant comes with the user's id, or in a user namespace with an id that its keys do not know.
-    search = keyring.KEY_OTH_SEARCH if in_user_namespace else keyring.KEY_USR_SEARCH
+    search = keyring.KEY_USR_SEARCH
+    if in_user_namespace:  # as runc has it: a tenant may come with an id that has no place in there
+        search |= keyring.KEY_OTH_SEARCH
     try:
         keyring.set_permissions(serial, keyring.permissions(serial) | search)
     except OSError as error:
@@ -144,7 +146,8 @@ def join_session_keyring(container_id: str, selinux_label: str | None) -> None:
     _join(container_id, selinux_label)
 
 
-def _join(container_id: str, selinux_label: str | None) -> int | None:
+def _join(container_id: str, selinux_label: str | None) -> int:
+    """Its serial number; 0 if there was nothing to do."""
     if selinux_label:  # keys made from here on, this keyring too
         with _own_task() as task:
             _write_attribute(task, ("keycreate",), selinux_label, f"SELinux key label {selinux_label}")
@@ -152,6 +155,6 @@ def _join(container_id: str, selinux_label: str | None) -> int | None:
         return keyring.join_session_keyring(f"_ses.{container_id}")
     except OSError as error:
         if error.errno == errno.ENOSYS:
-            return None
+            return 0
         cause = os.strerror(error.errno or 0)
         raise LabelError(f"join session keyring of {container_id}: {cause}") from error

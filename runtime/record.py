@@ -19,6 +19,11 @@ else:
         return lambda decorated: decorated
 
 
+# What the interpreter notes about a class body for tools; a shim has some 150 of these classes.
+_LEFT_OUT = ("__annotations__", "__static_attributes__", "__firstlineno__")
+_NO_DEFAULTS: dict[str, Any] = {}
+
+
 def _is_class_variable(annotation: object) -> bool:
     return isinstance(annotation, str) and annotation.startswith("ClassVar")
 
@@ -40,10 +45,12 @@ class RecordType(type):
             if field in namespace:
                 defaults[field] = namespace.pop(field)
         fields = inherited + own
+        for noted in _LEFT_OUT:
+            namespace.pop(noted, None)
         namespace["__slots__"] = own
         namespace["__match_args__"] = fields
         namespace["FIELD_NAMES"] = fields
-        namespace["FIELD_DEFAULTS"] = defaults
+        namespace["FIELD_DEFAULTS"] = defaults or _NO_DEFAULTS
         if "__init__" not in namespace:
             namespace["__init__"] = _make_init(name, fields, defaults)
         return super().__new__(mcs, name, bases, namespace)

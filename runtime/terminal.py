@@ -6,6 +6,7 @@ only looks right (CVE-2025-52565). Moving bytes to and from the master is the sh
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -89,8 +90,10 @@ def _give_to(slave: OwnedFd, uid: int) -> None:
     """Let `uid` open its own terminal; the group stays as the mount option gid= of devpts has set it."""
     try:
         os.fchown(slave.fileno(), uid, -1)
-    except PermissionError:
-        pass  # not mapped in our user namespace: the descriptor works all the same
+    except OSError as error:
+        # Not mapped in our user namespace, or a read-only devpts: the descriptor works all the same.
+        if error.errno not in (errno.EINVAL, errno.EPERM, errno.EROFS):
+            raise
 
 
 def mount_console(slave: int) -> None:

@@ -282,6 +282,23 @@ def write_address(bundle: int, address: str) -> None:
     os.rename(temporary, ADDRESS_FILE, src_dir_fd=bundle, dst_dir_fd=bundle)
 
 
+def read_address(bundle: int) -> str:
+    """What `write_address` left in the bundle; "" for nothing."""
+    try:
+        with OwnedFd(os.open(ADDRESS_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=bundle)) as fd:
+            return os.read(fd.fileno(), 4096).decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def remove_socket(path: str) -> None:
+    """Take the name away, so that nobody finds a shim that ends, or has ended."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
 def encode_answer(bootstrap: Bootstrap, address: str) -> bytes:
     """What `start` prints. Version 3 tells containerd that a pod's later containers need no start of their own."""
     if bootstrap.speaks_protobuf:

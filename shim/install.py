@@ -101,15 +101,16 @@ def launcher_text(python: str, code: Path, daemon: str) -> str:
     )
 
 
-def install(directory: Path, code: Path | None = None, daemon: str = "shim.daemon") -> Path:
-    """Compile our packages and write the launcher into `directory`; its path. InstallError says what is in the way."""
-    code = (code or Path(__file__).parents[1]).resolve()
-    text = launcher_text(real_interpreter(sys.executable), code, daemon)
+def compile_packages(code: Path) -> None:
+    """Write the bytecode of our packages: a warden never does. By hash, not by date, so that no old one is taken."""
     for package in PACKAGES:
-        # By hash, not by date: a warden never writes bytecode, and an old one must not be taken for good.
-        compileall.compile_dir(
-            code / package, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH
-        )
+        mode = py_compile.PycInvalidationMode.CHECKED_HASH
+        compileall.compile_dir(code / package, quiet=2, invalidation_mode=mode)
+
+
+def write_launcher(directory: Path, code: Path, daemon: str = "shim.daemon") -> Path:
+    """Write the launcher into `directory`, whole or not at all; its path. InstallError says what is in the way."""
+    text = launcher_text(real_interpreter(sys.executable), code, daemon)
     target = directory / NAME
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", dir=directory, prefix=f".{NAME}-", delete=False
@@ -131,7 +132,9 @@ def main() -> int:
         sys.stderr.write("usage: python -m shim.install BINDIR\n")
         return 2
     try:
-        target = install(Path(sys.argv[1]))
+        code = Path(__file__).resolve().parents[1]
+        compile_packages(code)
+        target = write_launcher(Path(sys.argv[1]), code)
     except InstallError as error:
         sys.stderr.write(f"install: {error}\n")
         return 1

@@ -15,6 +15,7 @@ from runtime.errors import MountError, StageError
 from runtime.linux import mount as linux
 from runtime.linux.fds import OwnedFd
 from runtime.record import Record
+from runtime.rootfs.options import parse_options
 from runtime.stages.channel import ChannelClosed, channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.waiting import Claim, Exit, Readable
@@ -31,35 +32,6 @@ TIMEOUT_S = 60.0
 # mount(2) takes one page of options; a little is left for what the kernel adds.
 _MAX_DATA = os.sysconf("SC_PAGE_SIZE") - 512
 _UMOUNT_NOFOLLOW = 8
-
-# mount(8)'s words for flags: (flag to set, flag to clear). What is not here is data for the file system.
-_FLAGS = {
-    "async": (0, linux.MS_SYNCHRONOUS),
-    "atime": (0, linux.MS_NOATIME),
-    "bind": (linux.MS_BIND, 0),
-    "defaults": (0, 0),
-    "dev": (0, linux.MS_NODEV),
-    "diratime": (0, linux.MS_NODIRATIME),
-    "dirsync": (linux.MS_DIRSYNC, 0),
-    "exec": (0, linux.MS_NOEXEC),
-    "mand": (linux.MS_MANDLOCK, 0),
-    "noatime": (linux.MS_NOATIME, 0),
-    "nodev": (linux.MS_NODEV, 0),
-    "nodiratime": (linux.MS_NODIRATIME, 0),
-    "noexec": (linux.MS_NOEXEC, 0),
-    "nomand": (0, linux.MS_MANDLOCK),
-    "norelatime": (0, linux.MS_RELATIME),
-    "nostrictatime": (0, linux.MS_STRICTATIME),
-    "nosuid": (linux.MS_NOSUID, 0),
-    "rbind": (linux.MS_BIND | linux.MS_REC, 0),
-    "relatime": (linux.MS_RELATIME, 0),
-    "remount": (linux.MS_REMOUNT, 0),
-    "ro": (linux.MS_RDONLY, 0),
-    "rw": (0, linux.MS_RDONLY),
-    "strictatime": (linux.MS_STRICTATIME, 0),
-    "suid": (0, linux.MS_NOSUID),
-    "sync": (linux.MS_SYNCHRONOUS, 0),
-}
 
 
 class MountStep(Record):
@@ -82,20 +54,14 @@ def _plan_one(mount: Mount, rootfs: str) -> MountStep:
     if mount.target and ".." in mount.target.split("/"):
         raise MountError(f"mount {mount.source}: target {mount.target} leads out of the root")
     target = f"{rootfs}/{mount.target.strip('/')}" if mount.target.strip("/") else rootfs
-    flags, words = 0, []
-    for option in mount.options:
-        known = _FLAGS.get(option)
-        if known is None:
-            words.append(option)
-        else:
-            flags = flags & ~known[1] | known[0]
-    base = ""
+    options = parse_options(tuple(mount.options))
+    base, words = "", list(options.data)
     if mount.type == "overlay" and sum(len(word) + 1 for word in words) > _MAX_DATA:
         base, words = _shorten_overlay(words)
     data = ",".join(words)
     if len(data) > _MAX_DATA:
         raise MountError(f"mount {mount.type} on {target}: {len(data)} bytes of options are too many")
-    return MountStep(mount.source, target, mount.type, flags, data, base)
+    return MountStep(mount.source, target, mount.type, options.flags, data, base)
 
 
 def _shorten_overlay(words: list[str]) -> tuple[str, list[str]]:

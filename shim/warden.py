@@ -154,9 +154,8 @@ def _listen(run_dir: str, name: str) -> OwnedFd:
 
 def _serve(listener: int, house: House) -> None:
     """Accept and fork until told to stop, or until nothing has been alive or asked for IDLE_S."""
-    _signal.signal(
-        _signal.SIGCHLD, _signal.SIG_IGN
-    )  # the kernel reaps for us: how a shim ended is nothing to us
+    # The kernel reaps for us: how a shim ended is nothing to a warden.
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
     stop = _stop_signals()
     poll = select.poll()
     poll.register(stop, select.POLLIN)

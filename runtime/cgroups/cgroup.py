@@ -191,7 +191,7 @@ class Cgroup:
 
     def holders(self) -> list[int]:
         """The pids that keep the cgroup from being removed, in any hierarchy."""
-        return sorted({pid for path in self.paths.values() for pid in directories.processes(path)})
+        return sorted(directories.all_processes(self.paths.values()))
 
     def signal_all(self, signum: int) -> None:
         """Send `signum` to every process in the container. SIGKILL also reaches a paused one.
@@ -205,17 +205,18 @@ class Cgroup:
             killed = signals.kill_v2(self.paths[unified.name])
             if killed and self.layout.mode == UNIFIED:
                 return
-        main = self.paths[self._main_hierarchy().name]
+        # What is to be removed next must be left by everybody, also by one who was moved out of some hierarchies.
+        places = list(self.paths.values()) if kill else [self.paths[self._main_hierarchy().name]]
         v1_freezer = self.layout.find("freezer")
         if v1_freezer is None:
-            signals.signal_members(main, signum)
+            signals.signal_members(places, signum)
             return
         freezer = Freezer(self.paths[v1_freezer.name], 1)
         was_paused = freezer.asked()
         try:
             if not was_paused:
-                freezer.freeze()
-            signals.signal_members(main, signum)
+                freezer.hold()
+            signals.signal_members(places, signum)
         finally:
             if kill or not was_paused:
                 freezer.thaw()

@@ -232,6 +232,11 @@ def processes(directory: str) -> list[int]:
     return found
 
 
+def all_processes(directories: Iterable[str]) -> set[int]:
+    """The pids in any of `directories` and below; OSError."""
+    return {pid for directory in directories for pid in processes(directory)}
+
+
 def _own_processes(directory: int) -> list[int]:
     try:
         return [int(pid) for pid in read_file("cgroup.procs", directory).split()]

@@ -37,6 +37,10 @@ class Freezer:
         """Begin to stop every task, those to come included; returns at once. CgroupError."""
         self._write("FROZEN" if self.version == 1 else "1")
 
+    def hold(self) -> None:
+        """Begin to stop every task for the time of a kill; a cgroup that is gone holds nobody. CgroupError."""
+        self._write("FROZEN" if self.version == 1 else "1", or_gone=True)
+
     def thaw(self) -> None:
         """Let every task run again; a cgroup that is gone needs none. CgroupError."""
         self._write("THAWED" if self.version == 1 else "0", or_gone=True)

@@ -6,10 +6,14 @@ import _signal
 import errno
 import os
 
-from runtime.cgroups.directories import processes
+from runtime.cgroups.directories import all_processes
 from runtime.cgroups.files import write_file
 from runtime.errors import CgroupError
 from runtime.linux.fds import OwnedFd, close_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _MOST_ROUNDS = 20
 
@@ -25,17 +29,17 @@ def kill_v2(directory: str) -> bool:
     return True
 
 
-def signal_members(directory: str, signum: int) -> None:
-    """Send `signum` once to each process in `directory` and below, those that are forked meanwhile included."""
+def signal_members(directories: Collection[str], signum: int) -> None:
+    """Send `signum` once to each process in `directories` and below, those that are forked meanwhile included."""
     signalled: set[int] = set()
     for _round in range(_MOST_ROUNDS):
-        new = [pid for pid in processes(directory) if pid not in signalled]
+        new = [pid for pid in all_processes(directories) if pid not in signalled]
         if not new:
             return
         handles = {pid: handle for pid in new if (handle := _open(pid)) is not None}
         try:
             # A pid that is still listed after its pidfd was opened is no stranger who got a used number.
-            members = set(processes(directory))
+            members = all_processes(directories)
             for pid, handle in handles.items():
                 if pid in members:
                     _send(handle, signum)

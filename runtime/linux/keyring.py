@@ -11,9 +11,11 @@ from runtime.linux import constants as c
 from runtime.linux.libc import c_int, c_uint, c_ulong, syscall
 
 _SYS_keyctl = c.syscall_number("keyctl")
+_KEYCTL_GET_KEYRING_ID = 0
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _KEYCTL_SETPERM = 5
 _KEYCTL_DESCRIBE = 6
+_KEY_SPEC_SESSION_KEYRING = -3
 
 # linux/keyctl.h and keyrings(7): a byte each for possessor, user, group and others.
 KEY_USR_SEARCH = 0x00080000
@@ -23,11 +25,18 @@ KEY_OTH_SEARCH = 0x00000008
 def join_session_keyring(name: str) -> int:
     """Make the session keyring `name`, or join it if we may search the one there is; its serial number.
 
-    ENOSYS where the kernel has no keys, EDQUOT where the user has too many, EACCES for somebody else's.
+    0 where we are in it already. ENOSYS where the kernel has no keys, EDQUOT where the user has too
+    many, EACCES for somebody else's.
     """
     return syscall(
         "keyctl(JOIN_SESSION_KEYRING)", _SYS_keyctl, c_int(_KEYCTL_JOIN_SESSION_KEYRING), name.encode()
     )
+
+
+def session_keyring() -> int:
+    """The serial number of the caller's session keyring."""
+    serial = c_int(_KEY_SPEC_SESSION_KEYRING)
+    return syscall("keyctl(GET_KEYRING_ID)", _SYS_keyctl, c_int(_KEYCTL_GET_KEYRING_ID), serial, c_int(0))
 
 
 def permissions(serial: int) -> int:

@@ -19,6 +19,7 @@ from runtime.linux.fds import OwnedFd, close_all
 from runtime.rootfs.copy_up import copy_tree
 from runtime.rootfs.devices import make_console_place, make_devices
 from runtime.rootfs.plan import BindStep, FilesystemStep, SymlinkStep, check_proc, clean
+from runtime.spec.checks import named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,10 +144,10 @@ def _apply(mounted: MountedRoot, step: FilesystemStep | BindStep | SymlinkStep) 
 
 def _subject(step: FilesystemStep | BindStep | SymlinkStep) -> str:
     if isinstance(step, BindStep):
-        return f"bind {step.source} on {step.destination}"
+        return f"bind {named(step.source)} on {named(step.destination)}"
     if isinstance(step, FilesystemStep):
-        return f"mount {step.type} on {step.destination}"
-    return f"make symlink {step.destination}"
+        return f"mount {named(step.type)} on {named(step.destination)}"
+    return f"make symlink {named(step.destination)}"
 
 
 def _mount_filesystem(mounted: MountedRoot, step: FilesystemStep) -> None:
@@ -209,7 +210,7 @@ def _bind(mounted: MountedRoot, step: BindStep) -> None:
     try:
         tree = m.clone_tree(AT_FDCWD, source, recursive=step.recursive)
     except FileNotFoundError as error:
-        raise MountError(f"{step.path}: source {source} does not exist") from error
+        raise MountError(f"{step.path}: source {named(source)} does not exist") from error
     with tree, _bind_target(mounted.root, step, tree) as target:
         kind = "proc" if m.filesystem_magic(tree.fileno()) == c.PROC_SUPER_MAGIC else "bind"
         _check_target(mounted, target, step, kind)
@@ -287,7 +288,9 @@ def _check_target(mounted: MountedRoot, target: OwnedFd, step: FilesystemStep | 
     place = _place(target.fileno())
     inside = place.removeprefix(mounted.place)
     if inside == place or not inside.startswith("/"):
-        raise MountError(f"{step.path}: {step.destination} leads to {place}, which cannot be mounted over")
+        raise MountError(
+            f"{step.path}: {named(step.destination)} leads to {named(place)}, not to a place for a mount"
+        )
     check_proc(f"{step.path}.destination", inside, kind)
 
 

@@ -22,6 +22,7 @@ from runtime.rootfs.options import (
     new_mount_attributes,
     parse_options,
 )
+from runtime.spec.checks import named, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -204,10 +205,12 @@ def _plan_mount(
 ) -> list[FilesystemStep | BindStep | SymlinkStep]:
     options = parse_options(mount.options)
     if options.id_mapped or mount.uid_mappings or mount.gid_mappings:
-        raise Unsupported(f"{path}: id-mapped mounts are not supported yet ({mount.destination})")
+        raise Unsupported(f"{path}: id-mapped mounts are not supported yet ({named(mount.destination)})")
     place = clean(mount.destination)
     if place == "/":
         raise ConfigError(f"{path}.destination", "the root itself cannot be mounted over")
+    if options.flags & m.MS_REMOUNT:
+        raise ConfigError(f"{path}.options", "remount has no meaning for a new mount")
     if options.bind or mount.type == "bind":
         if place != "/proc":  # a procfs may be bound there: whether it is one, `apply` sees
             check_proc(f"{path}.destination", place, "bind")
@@ -215,25 +218,23 @@ def _plan_mount(
     if mount.type is None:
         raise ConfigError(f"{path}.type", "is missing, and the options do not say bind")
     check_proc(f"{path}.destination", place, mount.type)
-    if options.flags & m.MS_REMOUNT:
-        raise ConfigError(f"{path}.options", "remount has no meaning for a new mount")
     if mount.type == "cgroup":
         return _plan_cgroup(path, mount, options, around)
     return [_plan_filesystem(path, mount, options, around.label)]
 
 
-def check_proc(path: str, place: str, kind: str | None) -> None:
+def check_proc(path: str, place: str, kind: str) -> None:
     """ConfigError for `path` if a mount of `kind` on the absolute `place` could hide or fake part of /proc."""
     if place == "/proc":
         if kind != "proc":
-            raise ConfigError(path, f"{kind} cannot be mounted on /proc, only a procfs can")
+            raise ConfigError(path, f"{named(kind)} cannot be mounted on /proc, only a procfs can")
     elif place.startswith("/proc/") and place not in PROC_FILES:
-        raise ConfigError(path, f"{place} is inside /proc")
+        raise ConfigError(path, f"{named(place)} is inside /proc")
 
 
 def _plan_bind(path: str, mount: Mount, bundle: str, options: MountOptions) -> BindStep:
     if options.data:
-        raise ConfigError(f"{path}.options", f"{options.data[0][:100]!r} has no meaning for a bind mount")
+        raise ConfigError(f"{path}.options", f"{shown(options.data[0])} has no meaning for a bind mount")
     if mount.source is None:
         raise ConfigError(f"{path}.source", "is missing")
     return _bind(path, mount.destination, _below(bundle, mount.source), options)
@@ -262,7 +263,7 @@ def _plan_filesystem(path: str, mount: Mount, options: MountOptions, label: str 
     if label is not None and mount.type not in _UNLABELED:
         settings += (("context", label),)
     if options.copy_up and mount.type != "tmpfs":
-        raise ConfigError(f"{path}.options", f"tmpcopyup has no meaning for {mount.type}")
+        raise ConfigError(f"{path}.options", f"tmpcopyup has no meaning for {named(mount.type)}")
     late = bool(attributes & m.MOUNT_ATTR_RDONLY) and (
         mount.type == "tmpfs" or clean(mount.destination) == "/dev"
     )

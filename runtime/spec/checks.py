@@ -48,6 +48,11 @@ def shown(text: str) -> str:
     return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
 
 
+def named(path: str) -> str:
+    """A path or a name for a message: as it is while it is short and printable, else quoted and cut."""
+    return path if path.isprintable() and len(path) <= 300 else shown(path)
+
+
 def _must_be(kind: str, value: object) -> Wrong:
     return Wrong(f"must be {kind}, not {_KINDS[type(value)]}")
 

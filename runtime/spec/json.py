@@ -40,7 +40,8 @@ def parse(data: bytes, limit_bytes: int = LIMIT_BYTES) -> Any:
         raise JsonError(f"not UTF-8 at byte {error.start}") from None
     start = _skip_space(text, 0)
     value, end = _scan(text, start)
-    if _skip_space(text, end) != len(text):
+    end = _skip_space(text, end)
+    if end != len(text):
         raise JsonError(f"extra text after the value in {_place(text, end)}")
     _check_depth(value)
     if b"\\u" in data and _may_escape_badly(data):

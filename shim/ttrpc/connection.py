@@ -157,9 +157,15 @@ class ServerConnection:
             return _response_frame(stream_id, Response(Status(RESOURCE_EXHAUSTED, str(error))))
 
     def fail(self, stream_id: int, status: Status) -> bytes:
-        """The bytes that answer a call with a failure. StreamGone if the call is not open; this ends it."""
+        """The bytes that answer a call with a failure. StreamGone if the call is not open; this ends it.
+
+        A text that no frame can hold is cut: a caller must not wait in vain because too much went wrong.
+        """
         self._end(stream_id)
-        return _response_frame(stream_id, Response(status))
+        try:
+            return _response_frame(stream_id, Response(status))
+        except OversizedError:
+            return _response_frame(stream_id, Response(Status(status.code, f"{status.message[:1000]} …")))
 
     def send_data(self, stream_id: int, payload: bytes) -> bytes:
         """The bytes of one message on a stream. StreamGone if it has ended, OversizedError if too large."""

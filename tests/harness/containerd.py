@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.harness import cni, handlers, tools
 from tests.harness.handlers import AFFINITY_ANNOTATION, Handler
 from tests.harness.instances import Instance, spawn, stop
+from tests.harness.paths import SHIM
 from tests.harness.registry import PAUSE, Registry
 
 VERSIONS = ("1.6", "2.3")
@@ -63,7 +64,8 @@ version = 2
 root = "{root}"
 state = "{state}"
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
-  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp"]
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.tracing.processor.v1.otlp"]
 [grpc]
   address = "{socket}"
 [plugins."io.containerd.internal.v1.opt"]
@@ -143,6 +145,9 @@ class Containerd:
         directory = self.instance.directory
         registry.write_hosts(directory / "certs.d")
         self.run_dir.mkdir(mode=0o700)
+        self._programs = directory / "bin"    # containerd 1.6 finds a shim by PATH only
+        self._programs.mkdir()
+        (self._programs / SHIM.name).symlink_to(SHIM)
         template = CONFIGURATION_2 if self.version == "1.6" else CONFIGURATION_3
         text = template.format(
             root=self.root,
@@ -161,7 +166,8 @@ class Containerd:
 
     def environment(self) -> dict[str, str]:
         """What the daemon, and through it every shim, has in its environment."""
-        return {**self.instance.environment(), "PATH": self.binaries.path, "MANOR_RUN_DIR": str(self.run_dir)}
+        path = f"{self._programs}:{self.binaries.path}"
+        return {**self.instance.environment(), "PATH": path, "MANOR_RUN_DIR": str(self.run_dir)}
 
     def start(self) -> None:
         """Start the daemon and wait until the CRI answers."""

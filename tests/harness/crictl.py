@@ -131,8 +131,12 @@ class Crictl:
         """Run a pod sandbox and return its id. `linux` is merged into the sandbox's linux options, deeply."""
         path = self.pod_file(annotations, **linux)
         pod = self.run("runp", "--runtime", handler, str(path)).stdout.strip()
-        self._pod_files[pod] = path
+        self.remember(pod, path)
         return pod
+
+    def remember(self, pod: str, path: Path) -> None:
+        """Note which configuration a pod was run from: crictl wants it again for each container."""
+        self._pod_files[pod] = path
 
     def pod_file(self, annotations: dict[str, str] | None = None, **linux: Any) -> Path:
         """Write a pod configuration with a name of its own and return its path."""
@@ -171,6 +175,11 @@ class Crictl:
 
     def create(self, pod: str, command: list[str], name: str = "main", **more: object) -> str:
         """Create a busybox container in a pod and return its id. `more` is merged into its configuration, deeply."""
+        path = self.container_file(pod, command, name, **more)
+        return self.run("create", pod, str(path), str(self._pod_files[pod])).stdout.strip()
+
+    def container_file(self, pod: str, command: list[str], name: str = "main", **more: object) -> Path:
+        """Write a container configuration and return its path."""
         self._serial += 1
         configuration: dict[str, Any] = {
             "metadata": {"name": name, "attempt": self._serial},
@@ -190,8 +199,7 @@ class Crictl:
             },
         }
         configuration = merge(configuration, more)
-        path = self._write(f"container-{self._serial}", configuration)
-        return self.run("create", pod, str(path), str(self._pod_files[pod])).stdout.strip()
+        return self._write(f"container-{self._serial}", configuration)
 
     def start(self, container: str) -> None:
         """Start a created container."""

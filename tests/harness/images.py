@@ -114,7 +114,7 @@ def assemble(name: str, tag: str, layers: Iterable[bytes], config: dict[str, obj
     return Image(name, tag, json.dumps(manifest).encode(), blobs)
 
 
-def busybox() -> Image:
+def busybox_layer() -> bytes:
     """A small system: busybox with all its applets, a few users, and /bin/nop, which does nothing."""
     layer = Layer()
     for name in ("bin", "dev", "etc", "home", "proc", "root", "run", "sys", "usr", "var"):
@@ -128,8 +128,13 @@ def busybox() -> Image:
         layer.symlink(f"bin/{applet}", "busybox")
     layer.file("etc/passwd", PASSWD.encode())
     layer.file("etc/group", GROUP.encode())
+    return layer.finish()
+
+
+def busybox() -> Image:
+    """The image of almost every container here."""
     return assemble(
-        "busybox", "1", [layer.finish()], {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/"}
+        "busybox", "1", [busybox_layer()], {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/"}
     )
 
 

@@ -32,6 +32,10 @@ class TaskClient:
         return self
 
     def __exit__(self, *_failure: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection."""
         self._client.close()
 
     def _ask(self, method: str, message: Message, answer: type[M], timeout_s: float = 30) -> M:

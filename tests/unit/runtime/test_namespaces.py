@@ -35,7 +35,9 @@ def test_a_path_that_is_not_there_is_named_and_the_others_are_closed() -> None:
 
 
 def test_the_user_namespace_that_we_are_in_already_is_not_joined() -> None:
-    plan = plan_namespaces((MOUNT, Namespace("user", "/proc/self/ns/user"), Namespace("uts", "/proc/self/ns/uts")))
+    plan = plan_namespaces(
+        (MOUNT, Namespace("user", "/proc/self/ns/user"), Namespace("uts", "/proc/self/ns/uts"))
+    )
     opened = open_joins(plan)
     assert [join.name for join, _fd in opened] == ["uts"]
     for _join, fd in opened:

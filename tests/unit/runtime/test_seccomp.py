@@ -326,7 +326,7 @@ def test_the_kernel_takes_it_and_holds_to_it(default_profile: Seccomp) -> None:
     def work() -> list[Any]:
         set_no_new_privs()
         listener = linux.load(compiled)
-        answers = [os.getppid() > 0, listener]
+        answers: list[Any] = [os.getppid() > 0, listener]
         for number in (165, 600):  # mount, and one that no kernel has yet
             try:
                 syscall("a call", number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ def say(request):
         "oom_score": int(open("/proc/self/oom_score_adj").read()),
         "umask": [line.split()[1] for line in status.splitlines() if line.startswith("Umask")][0],
         "signals": [line.split() for line in status.splitlines() if line.startswith(("SigBlk", "SigCgt"))],
+        "wakeup_fd": _signal.set_wakeup_fd(-1),
         "cgroup": open("/proc/self/cgroup").read(), "modules": sorted(sys.modules),
         "anonymous_kb": anonymous(),
     }
@@ -74,7 +76,8 @@ def die(request):
     os._exit(9)
 
 def slow(request):
-    time.sleep(1)
+    open(request.argv[2] + "-begun", "w").close()
+    time.sleep(0.5)
     try:
         request.reply.send(0, b"late")
     except BaseException as error:
@@ -92,7 +95,8 @@ class Manor:
         self.directory = directory
         self.run_dir = directory / "run"
         self.run_dir.mkdir(mode=0o700)
-        self.launcher = install.install(directory, code, daemon="answering")
+        _compile_once()
+        self.launcher = install.write_launcher(directory, code, daemon="answering")
         self.environ = {"PATH": os.environ["PATH"], "MANOR_RUN_DIR": str(self.run_dir)}
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
@@ -115,7 +119,7 @@ class Manor:
     def wardens(self) -> list[int]:
         """The wardens of this run directory, without children that have just been forked."""
         found = self._titled(b"manor-warden\0" + os.fsencode(self.run_dir))
-        return [pid for pid in found if parent(pid) not in found]
+        return [pid for pid in found if parent(pid) not in (0, *found)]
 
     def shims(self) -> list[int]:
         """The shims that stay after `start`, by their id, which must begin with the directory's name."""
@@ -152,6 +156,11 @@ class Manor:
                 except OSError:
                     pass
         return found
+
+
+@functools.cache
+def _compile_once() -> None:
+    install.compile_packages(CHECKOUT)
 
 
 def alive(pid: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import compileall
+import _socket
 import os
 import posix
 import subprocess
@@ -164,6 +164,19 @@ def test_a_warden_that_is_stopped_is_done_without_and_does_nothing_later(tmp_pat
         manor.end()
 
 
+def test_a_refusal_is_heard_although_the_request_was_not_read() -> None:
+    ours, theirs = socketpair()
+    ours.send(b"unread")
+    theirs.send(b"-because")
+    theirs.close()
+    assert launcher.hear(ours) == b"-because"
+    assert launcher.hear(ours) == b""
+
+
+def socketpair() -> tuple[_socket.socket, _socket.socket]:
+    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+
+
 def test_install_refuses_an_interpreter_that_is_a_script(tmp_path: Path) -> None:
     script = tmp_path / "python3"
     script.write_text("#!/bin/sh\n", encoding="ascii")
@@ -186,8 +199,7 @@ def test_install_leaves_the_old_launcher_when_it_fails(
         raise OSError("no space")
 
     monkeypatch.setattr(os, "replace", fail)
-    monkeypatch.setattr(compileall, "compile_dir", lambda *_arguments, **_options: True)
     with pytest.raises(OSError, match="no space"):
-        install.install(tmp_path)
+        install.write_launcher(tmp_path, Path(install.__file__).parents[1])
     assert [path.name for path in tmp_path.iterdir()] == [install.NAME]
     assert target.read_text(encoding="ascii") == "old"

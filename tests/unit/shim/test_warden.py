@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.shim.installed import DAEMON, Manor, alive, make_code, wait_for
+from tests.unit.shim.installed import DAEMON, Manor, alive, as_python, make_code, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,6 +71,7 @@ def test_a_shim_is_a_process_of_its_own(manor: Manor) -> None:
     facts = manor.say()
     assert facts["session"] == facts["pid"]
     assert facts["cwd"] == "/"
+    assert facts["wakeup_fd"] == -1
     assert facts["signals"] == [["SigBlk:", "0000000000000000"], ["SigCgt:", "0000000000000000"]]
 
 
@@ -157,6 +158,21 @@ def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
+def test_a_second_warden_gives_way(manor: Manor) -> None:
+    manor.run("-v")
+    (warden,) = manor.wardens()
+    (socket_name,) = manor.sockets()
+    name, code = socket_name.removesuffix(".sock"), str(manor.directory / "code")
+    source = f"""
+from shim import launcher
+launcher.CODE, launcher.DAEMON = {code!r}, "answering"
+launcher.start_warden({str(manor.run_dir)!r}, {name!r})
+"""
+    done = subprocess.run(as_python(source), capture_output=True, text=True, check=False)
+    assert f"NoWarden: the warden ended: another warden holds {name}.lock" in done.stderr
+    assert manor.say()["parent"] == warden
+
+
 def test_a_killed_warden_leaves_its_shims_and_is_replaced(manor: Manor) -> None:
     shim = manor.start()
     (warden,) = manor.wardens()
@@ -234,8 +250,7 @@ def test_a_shim_hears_that_its_launcher_was_killed(manor: Manor) -> None:
     launcher = subprocess.Popen(
         [manor.launcher, "slow", outcome], env=manor.environ, stdin=subprocess.DEVNULL
     )
-    (warden,) = manor.wardens()
-    wait_for(lambda: children(warden))
+    wait_for(Path(f"{outcome}-begun").exists)
     launcher.kill()
     launcher.wait()
     wait_for(outcome.exists)

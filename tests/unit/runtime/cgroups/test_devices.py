@@ -79,7 +79,10 @@ def test_one_number_of_either_kind_is_not_every_device() -> None:
 
 
 def test_later_rule_wins_over_those_that_it_covers() -> None:
-    assert exceptions(allow("b", 7, 0, "rw"), allow("b", 7, 1), deny("b", 7, None, "w")) == {"b 7:0": "r", "b 7:1": "rm"}
+    assert exceptions(allow("b", 7, 0, "rw"), allow("b", 7, 1), deny("b", 7, None, "w")) == {
+        "b 7:0": "r",
+        "b 7:1": "rm",
+    }
     assert exceptions(allow("b", 7, 0), deny("b", 7, None)) == {}
 
 
@@ -207,7 +210,13 @@ def test_v2_program_decides_as_the_policy_does() -> None:
             kind, access = chance.choice("bc"), chance.choice(accesses)
             major, minor = chance.choice(numbers), chance.choice(numbers)
             expected = allowed(policy, kind, access, major, minor)
-            assert execute(program, kind, access, major, minor) == expected, (policy, kind, access, major, minor)
+            assert execute(program, kind, access, major, minor) == expected, (
+                policy,
+                kind,
+                access,
+                major,
+                minor,
+            )
 
 
 def test_v2_program_of_the_default_devices() -> None:

@@ -1,4 +1,4 @@
-"""Waiting for a freezer, on files that a test plays the kernel with."""
+"""Freezing as the files tell it, and waiting for a freezer that takes its time or never gets there."""
 
 from __future__ import annotations
 
@@ -10,76 +10,66 @@ from runtime.cgroups.freezer import Freezer
 from runtime.errors import CgroupError
 from runtime.waiting import Sleep
 
-
-def v1(directory: Path, state: str = "THAWED") -> Freezer:
-    (directory / "freezer.state").write_text(state)
-    (directory / "freezer.self_freezing").write_text("0\n")
-    return Freezer(str(directory), 1)
+FREEZE = {1: "FROZEN", 2: "1"}
+THAW = {1: "THAWED", 2: "0"}
 
 
-def v2(directory: Path) -> Freezer:
-    (directory / "cgroup.freeze").write_text("0\n")
-    (directory / "cgroup.events").write_text("populated 1\nfrozen 0\n")
-    return Freezer(str(directory), 2)
+class NeverFrozen(Freezer):
+    """A freezer whose tasks go on for ever; `told` is what was written to it."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__("/nowhere", version)
+        self.told: list[str] = []
+
+    def _write(self, value: str, *, or_gone: bool = False) -> None:
+        self.told.append(value)
+
+    def frozen(self) -> bool:
+        return False
 
 
-def test_v1_frozen_means_that_all_stand_still(tmp_path: Path) -> None:
-    freezer = v1(tmp_path)
+def test_v1_is_frozen_when_all_stand_still(tmp_path: Path) -> None:
+    freezer = Freezer(str(tmp_path), 1)
     for state, expected in (("FREEZING\n", False), ("FROZEN\n", True), ("THAWED\n", False)):
         (tmp_path / "freezer.state").write_text(state)
         assert freezer.frozen() is expected
 
 
+def test_v1_is_asked_to_freeze_by_itself_and_not_by_a_parent(tmp_path: Path) -> None:
+    (tmp_path / "freezer.state").write_text("FROZEN\n")
+    for text, expected in (("0\n", False), ("1\n", True)):
+        (tmp_path / "freezer.self_freezing").write_text(text)
+        assert Freezer(str(tmp_path), 1).asked() is expected
+
+
 def test_v2_waits_until_the_kernel_says_so(tmp_path: Path) -> None:
-    freezer = v2(tmp_path)
-    waiting = freezer.wait_frozen(10)
+    (tmp_path / "cgroup.freeze").write_text("0")
+    events = tmp_path / "cgroup.events"
+    events.write_text("populated 1\nfrozen 0\n")
+    waiting = Freezer(str(tmp_path), 2).wait_frozen(10)
     assert isinstance(next(waiting), Sleep)
-    assert (tmp_path / "cgroup.freeze").read_text().startswith("1")
+    assert (tmp_path / "cgroup.freeze").read_text() == "1"
     assert isinstance(next(waiting), Sleep)
-    (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    events.write_text("populated 1\nfrozen 1\n")
     with pytest.raises(StopIteration):
         next(waiting)
 
 
-def test_v1_is_told_again_while_tasks_keep_coming(tmp_path: Path) -> None:
-    freezer = v1(tmp_path)
-    told = []
-    freezer_write, state = freezer._write, tmp_path / "freezer.state"
-
-    def write(value: str, *, or_gone: bool = False) -> None:
-        told.append(value)
-        freezer_write(value, or_gone=or_gone)
-        state.write_text("FREEZING\n")
-
-    class Recorded(Freezer):
-        _write = staticmethod(write)  # type: ignore[assignment]
-
-    waiting = Recorded(str(tmp_path), 1).wait_frozen(10)
-    for _step in range(30):
-        next(waiting)
-    assert told.count("FROZEN") > 20
-    assert told.count("THAWED") == 1
+@pytest.mark.parametrize(("version", "freezes", "thaws"), [(1, 61, 2), (2, 1, 0)])
+def test_v1_alone_is_told_again_while_tasks_keep_coming(version: int, freezes: int, thaws: int) -> None:
+    freezer = NeverFrozen(version)
+    waiting = freezer.wait_frozen(10)
+    for _round in range(61):
+        assert next(waiting).seconds < 0.1  # type: ignore[union-attr]
+    assert (freezer.told.count(FREEZE[version]), freezer.told.count(THAW[version])) == (freezes, thaws)
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_freezer_that_never_gets_there_lets_everybody_run_again(tmp_path: Path, version: int) -> None:
-    freezer = v1(tmp_path, "FREEZING") if version == 1 else v2(tmp_path)
-    (tmp_path / "freezer.state").unlink(missing_ok=True)
-    if version == 1:
-        (tmp_path / "freezer.state").symlink_to("/dev/null")
-        (tmp_path / "freezer.state").unlink()
-        (tmp_path / "freezer.state").write_text("FREEZING")
-    with pytest.raises(CgroupError, match="tasks still run after 0 s"):
-        while True:
-            next(_stuck(freezer, tmp_path))
-    file, value = ("freezer.state", "THAWED") if version == 1 else ("cgroup.freeze", "0")
-    assert (tmp_path / file).read_text().startswith(value)
-
-
-def _stuck(freezer: Freezer, directory: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    if freezer.version == 1:
-        freezer.freeze = lambda: None  # type: ignore[method-assign]
-    return freezer.wait_frozen(0)
+def test_freezer_that_never_gets_there_lets_everybody_run_again(version: int) -> None:
+    freezer = NeverFrozen(version)
+    with pytest.raises(CgroupError, match="freeze /nowhere: tasks still run after 0 s"):
+        next(freezer.wait_frozen(0))
+    assert freezer.told == [FREEZE[version], THAW[version]]
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -88,5 +78,5 @@ def test_cgroup_that_is_gone_is_not_frozen_and_needs_no_thaw(tmp_path: Path, ver
     assert not freezer.frozen()
     assert not freezer.asked()
     freezer.thaw()
-    with pytest.raises(CgroupError, match="write"):
+    with pytest.raises(CgroupError, match=f"write '{FREEZE[version]}' to {tmp_path}/gone"):
         freezer.freeze()

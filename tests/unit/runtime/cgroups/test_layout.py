@@ -133,7 +133,9 @@ def test_empty_cgroups_path_without_an_id_is_refused() -> None:
         parse_cgroups_path("")
 
 
-@pytest.mark.parametrize("path", ["kubepods-pod1.slice:cri-containerd:c1", "system.slice:manor:x", ":manor:x"])
+@pytest.mark.parametrize(
+    "path", ["kubepods-pod1.slice:cri-containerd:c1", "system.slice:manor:x", ":manor:x"]
+)
 def test_systemd_form_is_not_taken_for_a_directory(path: str) -> None:
     with pytest.raises(Unsupported, match="systemd cgroup driver"):
         parse_cgroups_path(path)

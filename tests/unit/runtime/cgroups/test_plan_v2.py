@@ -10,7 +10,8 @@ from runtime.cgroups.plan_v2 import weight_of_blkio, weight_of_shares
 
 
 @pytest.mark.parametrize(
-    ("shares", "weight"), [(0, 1), (2, 1), (1024, 100), (262_144, 10_000), (1 << 20, 10_000), (512, 59), (2048, 174)]
+    ("shares", "weight"),
+    [(0, 1), (2, 1), (1024, 100), (262_144, 10_000), (1 << 20, 10_000), (512, 59), (2048, 174)],
 )
 def test_weight_of_shares_keeps_range_and_default(shares: int, weight: int) -> None:
     assert weight_of_shares(shares) == weight

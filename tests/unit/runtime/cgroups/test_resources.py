@@ -11,7 +11,17 @@ from runtime.cgroups.resources import FRESH, Current, Write, plan_writes
 from runtime.errors import CgroupError, ConfigError, ManorError
 from runtime.spec import model as m
 
-V1_NAMES = ("cpu,cpuacct", "cpuset", "memory", "pids", "blkio", "hugetlb", "net_cls,net_prio", "rdma", "devices")
+V1_NAMES = (
+    "cpu,cpuacct",
+    "cpuset",
+    "memory",
+    "pids",
+    "blkio",
+    "hugetlb",
+    "net_cls,net_prio",
+    "rdma",
+    "devices",
+)
 V1 = tuple(Hierarchy(name, tuple(name.split(",")), f"/sys/fs/cgroup/{name}", 1) for name in V1_NAMES)
 LEGACY = make_layout(V1)
 UNIFIED = make_layout(
@@ -51,7 +61,9 @@ def test_each_write_goes_to_the_hierarchy_that_has_the_controller() -> None:
 
 
 def test_v1_memory_of_a_new_cgroup_sets_memory_before_memory_and_swap() -> None:
-    asked = m.Memory(limit=64 * MIB, swap=96 * MIB, reservation=32 * MIB, swappiness=0, disable_oom_killer=True)
+    asked = m.Memory(
+        limit=64 * MIB, swap=96 * MIB, reservation=32 * MIB, swappiness=0, disable_oom_killer=True
+    )
     assert plan(LEGACY, memory=asked) == [
         ("memory.limit_in_bytes", str(64 * MIB)),
         ("memory.memsw.limit_in_bytes", str(96 * MIB)),
@@ -241,9 +253,15 @@ def test_v1_block_io_falls_back_to_the_names_of_bfq() -> None:
 def test_v2_block_io_converts_where_there_is_no_bfq() -> None:
     asked = m.BlockIo(weight=10, weight_device=(m.WeightDevice(8, 0, weight=1000),))
     writes = plan_writes(m.Resources(block_io=asked), UNIFIED)
-    assert [(write.file, write.value) for write in writes] == [("io.bfq.weight", "10"), ("io.bfq.weight", "8:0 1000")]
+    assert [(write.file, write.value) for write in writes] == [
+        ("io.bfq.weight", "10"),
+        ("io.bfq.weight", "8:0 1000"),
+    ]
     others = [write.otherwise for write in writes]
-    assert [(each.file, each.value) for each in others if each] == [("io.weight", "1"), ("io.weight", "8:0 10000")]
+    assert [(each.file, each.value) for each in others if each] == [
+        ("io.weight", "1"),
+        ("io.weight", "8:0 10000"),
+    ]
 
 
 def test_throttles_of_both_versions() -> None:
@@ -278,14 +296,27 @@ def test_unified_keys_come_last_and_line_by_line() -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["../../x", "a/b", "/etc/passwd", "memory.max\0", "memory..max", ".memory", "memory", "", "memory max", "m\n.max"],
+    [
+        "../../x",
+        "a/b",
+        "/etc/passwd",
+        "memory.max\0",
+        "memory..max",
+        ".memory",
+        "memory",
+        "",
+        "memory max",
+        "m\n.max",
+    ],
 )
 def test_unified_key_that_is_no_file_of_a_controller_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=r"linux\.resources\.unified"):
         plan(UNIFIED, unified={key: "1"})
 
 
-@pytest.mark.parametrize("key", ["cgroup.procs", "cgroup.subtree_control", "cgroup.kill", "net_cls.classid", "misc.max"])
+@pytest.mark.parametrize(
+    "key", ["cgroup.procs", "cgroup.subtree_control", "cgroup.kill", "net_cls.classid", "misc.max"]
+)
 def test_unified_key_of_no_controller_of_ours_is_refused(key: str) -> None:
     with pytest.raises(CgroupError, match=f"unified.{key}"):
         plan(UNIFIED, unified={key: "1"})
@@ -317,7 +348,9 @@ def test_unified_value_that_fits_no_file_is_refused(value: str) -> None:
         ({"unified": {"memory.high": "1"}}, "unified.memory.high"),
     ],
 )
-def test_limit_without_its_controller_is_an_error_that_names_the_field(parts: dict[str, Any], field: str) -> None:
+def test_limit_without_its_controller_is_an_error_that_names_the_field(
+    parts: dict[str, Any], field: str
+) -> None:
     with pytest.raises(CgroupError, match=f"linux.resources.{field}: .* on this machine|no cgroup v2"):
         plan(BARE, **parts)
 

@@ -150,6 +150,12 @@ def test_a_result_too_large_for_a_frame_becomes_resource_exhausted() -> None:
     assert server.pending == 0
 
 
+def test_a_failure_too_large_for_a_frame_is_told_in_short() -> None:
+    server = ServerConnection()
+    server.receive(request(1))
+    assert status_of(server.fail(1, Status(NOT_FOUND, "x" * MAX_PAYLOAD))) == (1, NOT_FOUND)
+
+
 def test_calls_are_independent_and_come_in_order() -> None:
     calls = ServerConnection().receive(request(1) + request(5) + request(7))
     assert [call.stream_id for call in calls] == [1, 5, 7]

@@ -1,0 +1,1 @@
+"""`make demo`: a pod from run to remove, by a real client, through a real containerd of its own."""

@@ -1,0 +1,48 @@
+"""`manor VERB …`: finds the verb and hands it the rest of the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from manor import checkout, trace
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb is for, and the function that does it; it returns the exit code."""
+
+    summary: str
+    run: Callable[[Sequence[str]], int]
+
+
+VERBS = {
+    "demo": Verb("watch a pod from run to remove, through a containerd of its own", checkout.demo),
+    "bench": Verb("measure Manor beside runc", checkout.bench),
+    "trace": Verb("show where the time of a start went", trace.main),
+}
+
+
+def usage() -> str:
+    """What there is to type."""
+    lines = ["usage: manor VERB [OPTION …]", ""]
+    lines += [f"  {name:<8} {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb that the command line names. 2 if there is none of that name."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    verb = VERBS.get(words[0])
+    if verb is None:
+        print(f"manor: no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    return verb.run(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

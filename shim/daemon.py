@@ -1,0 +1,207 @@
+"""A forked process becoming what its launcher asked for: a shim that serves a pod, or an answer and the end.
+
+Everything is put together here and nothing is decided: `bootstrap` finds the socket, `server` and
+`task_service` serve it, `delete` and `info` answer the actions that start nothing.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+import time
+
+from runtime.cgroups import detect_layout, open_cgroup
+from runtime.container import open_host
+from runtime.errors import InvalidArgument
+from runtime.linux.fds import OwnedFd
+from shim import bootstrap, info
+from shim.api import task
+from shim.api.codec import CodecError, encode
+from shim.api.options import Options
+from shim.api.types import timestamp, unpack
+from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
+from shim.delete import Remains
+from shim.events import Publisher
+from shim.exits import Reaper
+from shim.log import ERROR, INFO, Log
+from shim.loop import Loop
+from shim.pod import Pod
+from shim.server import Server
+from shim.task_service import TaskService
+from shim.tasks import spawn, within
+from shim.version import RUNTIME_NAME
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
+
+    from runtime.cgroups import Layout
+    from runtime.container import Host, Marks
+    from shim.bootstrap import Bootstrap
+    from shim.start_request import StartRequest
+    from shim.tasks import Steps
+
+RUN_DIR = "/run/manor"
+# How long a shim that is told to end waits for containerd to take its last events.
+FAREWELL_S = 2.0
+KILLED = 128 + 9
+
+
+def run(request: StartRequest) -> NoReturn:
+    """Do what the command line says and never return. What goes wrong before the answer is raised."""
+    invocation = parse_arguments(request.argv)
+    if invocation.show_version:
+        _answer(request, info.version_text())
+    elif invocation.show_info:
+        request.stdin.close()
+        _answer(request, info.runtime_info(request.origin))
+    elif invocation.action == "delete":
+        _delete(request, invocation)
+    elif invocation.action == "start":
+        _start(request, invocation)
+    else:
+        raise InvalidArgument(f"unknown command {invocation.action!r}: there are start and delete")
+    os._exit(0)
+
+
+def _answer(request: StartRequest, stdout: bytes, stderr: bytes = b"") -> None:
+    request.reply.send(0, stdout, stderr)
+
+
+def run_dir(environ: Mapping[str, str]) -> str:
+    """Where Manor keeps its state."""
+    return environ.get("MANOR_RUN_DIR", RUN_DIR)
+
+
+def pod_directory(environ: Mapping[str, str], name: str) -> str:
+    """Where a pod's containers have their state."""
+    return f"{run_dir(environ)}/pods/{name}"
+
+
+# --- delete ----------------------------------------------------------------------------------------
+
+
+def _delete(request: StartRequest, invocation: Invocation) -> None:
+    """Clean up unless the pod's shim is alive, and answer that the container was killed, as it now is."""
+    if not invocation.namespace or not invocation.id:
+        raise InvalidArgument("delete: -namespace and -id are needed")
+    bundle = _path_of(request.cwd_fd)
+    group = bootstrap.group_of(request.cwd_fd.fileno(), invocation.id)
+    name = pod_name(invocation.address, invocation.namespace, group)
+    init_pid = 0
+    warnings: list[str] = []
+    address = bootstrap.read_address(request.cwd_fd.fileno()) or f"unix://{bootstrap.SOCKET_DIR}/{name}"
+    socket_path = address.removeprefix("unix://")
+    if not bootstrap.is_served(socket_path):
+        remains = Remains(pod_directory(request.environ, name), detect_layout())
+        init_pid = remains.remove_all(invocation.id, bundle)
+        warnings = remains.warnings
+        bootstrap.remove_socket(socket_path)
+    answer = task.DeleteResponse(init_pid, KILLED, timestamp(time.time_ns()))
+    _answer(request, encode(answer), "".join(f"{warning}\n" for warning in warnings).encode(errors="replace"))
+
+
+def _path_of(directory: OwnedFd) -> str:
+    return os.readlink(f"/proc/self/fd/{directory.fileno()}")
+
+
+# --- start -----------------------------------------------------------------------------------------
+
+
+def _start(request: StartRequest, invocation: Invocation) -> None:
+    """Answer with the address of the pod's shim, and be that shim if there is none."""
+    wanted = read_bootstrap(invocation, request.environ, request.stdin.read())
+    group = bootstrap.group_of(request.cwd_fd.fileno(), wanted.id)
+    name = pod_name(wanted.grpc_address, wanted.namespace, group)
+    path = f"{wanted.socket_dir}/{name}"
+    address = f"unix://{path}"
+    listener = bootstrap.listen(path)
+    try:
+        layout = detect_layout()
+        if listener is not None:
+            _join_shim_cgroup(wanted, layout)
+        bootstrap.write_address(request.cwd_fd.fileno(), address)
+        _answer(request, bootstrap.encode_answer(wanted, address))
+    except BaseException:
+        if listener is not None:
+            bootstrap.remove_socket(path)
+        raise
+    if listener is None:
+        return
+    log = Log(f"{_path_of(request.cwd_fd)}/log", RUNTIME_NAME, wanted.debug)
+    request.cwd_fd.close()
+    host = open_host(pod_directory(request.environ, name), f"{run_dir(request.environ)}/seccomp", layout)
+    Shim(listener, path, wanted, host, log).serve()
+
+
+def _join_shim_cgroup(wanted: Bootstrap, layout: Layout) -> None:
+    """Move this process where the handler's options want the shim. Only runc's options can say so."""
+    if wanted.options is None or not wanted.options.type_url.endswith(Options.NAME):
+        return
+    try:
+        path = unpack(wanted.options, Options).shim_cgroup
+    except CodecError as error:
+        raise InvalidArgument(f"runtime options: {error}") from error
+    if not path:
+        return
+    with open_cgroup(layout, path).open_join() as join:
+        join.enter_v1()
+        if join.v2_dir is not None:
+            procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=join.v2_dir.fileno())
+            with OwnedFd(procs):
+                os.write(procs, b"0")
+
+
+class Shim:
+    """One pod's shim, from its listening socket to its end."""
+
+    def __init__(self, listener: OwnedFd, path: str, wanted: Bootstrap, host: Host, log: Log) -> None:
+        self._path = path
+        self._log = log
+        self._loop = Loop()
+        self._loop.on_failure = log.bug
+        reaper = Reaper(self._loop)
+        self._events = Publisher(self._loop, wanted.ttrpc_address, wanted.namespace, log)
+        self._pod = Pod(self._loop, reaper, self._events, host, log, _emit_span, self.shutdown)
+        methods = TaskService(self._pod).methods()
+        services = {task.SERVICE_V2: methods, task.SERVICE_V3: methods}
+        self._server = Server(self._loop, listener, services, log)
+        self._ending = False
+        for number in (_signal.SIGTERM, _signal.SIGINT):
+            self._loop.on_signal(number, self.shutdown)
+
+    def serve(self) -> NoReturn:
+        """Serve until told to end."""
+        try:
+            self._loop.run()
+        except BaseException as error:
+            self._log.bug(error)
+            os._exit(1)
+        os._exit(0)
+
+    def shutdown(self) -> None:
+        """End soon: no new callers, the last events, and out. What still runs is left to run."""
+        if not self._ending:
+            self._ending = True
+            self._loop.call_soon(self._begin_end)
+
+    def _begin_end(self) -> None:
+        bootstrap.remove_socket(self._path)
+        spawn(self._loop, self._end())
+
+    def _end(self) -> Steps[None]:
+        if not (yield from within(self._loop, self._events.sent(), FAREWELL_S)):
+            self._log.write(ERROR, "the last events were not taken in time")
+        self._server.close()
+        self._events.close()
+        try:
+            os.rmdir(self._pod.host.root)
+        except OSError:
+            pass  # it was never made, or containers are still there: `delete` will see to them
+        self._log.write(INFO, "shim ended")
+        self._loop.stop()
+
+
+def _emit_span(_name: str, _traceparent: str, _marks: Marks, _attributes: dict[str, str]) -> None:
+    pass

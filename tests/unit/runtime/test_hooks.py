@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runtime import hooks
+from runtime.errors import ConfigError
+from runtime.hooks import HookError
+from runtime.spec.model import Hook, Hooks
+from runtime.waiting import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+STATE = b'{"id":"c1","pid":7}'
+
+
+def spawn(become: Callable[[], None], keep: tuple[int, ...]) -> tuple[int, int]:
+    """A fork that closes everything but what is to be kept, as the stages' clone does."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for name in os.listdir("/proc/self/fd"):
+                if int(name) > 2 and int(name) not in keep:
+                    try:
+                        os.close(int(name))
+                    except OSError:
+                        pass
+            become()
+        finally:
+            os._exit(99)
+    return pid, os.pidfd_open(pid)
+
+
+def shell(script: str, timeout: int | None = None, env: tuple[str, ...] = ("PATH=/bin:/usr/bin",)) -> Hook:
+    return Hook("/bin/sh", ("sh", "-c", script), env, timeout)
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> object:
+    before = open_fds()
+    yield
+    assert open_fds() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_hooks_run_in_order_with_the_state_on_their_stdin(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    listed = (shell(f"cat >> {out}; echo ' 1' >> {out}"), shell(f"cat >> {out}; echo ' 2' >> {out}"))
+    run(hooks.run("prestart", listed, STATE, spawn))
+    assert out.read_bytes() == STATE + b" 1\n" + STATE + b" 2\n"
+
+
+def test_a_hook_that_does_not_read_its_state_holds_nobody_up() -> None:
+    run(hooks.run("prestart", (shell("exec 0<&-; true"),), b"x" * (1 << 20), spawn))
+
+
+def test_the_first_failure_ends_it_and_says_what_the_hook_said(tmp_path: Path) -> None:
+    listed = (shell("true"), shell("echo one; echo two >&2; exit 3"), shell(f"touch {tmp_path}/never"))
+    with pytest.raises(HookError) as failure:
+        run(hooks.run("createRuntime", listed, STATE, spawn))
+    assert (
+        str(failure.value) == "error running createRuntime hook #1 (/bin/sh): exit status 3, output: one\ntwo"
+    )
+    assert not (tmp_path / "never").exists()
+
+
+def test_where_failures_are_warnings_the_rest_is_run(tmp_path: Path) -> None:
+    listed = (shell("exit 1"), shell(f"touch {tmp_path}/yes"), shell("kill -9 $$"))
+    warnings = run(hooks.run_all("poststop", listed, STATE, spawn))
+    assert warnings == (
+        "error running poststop hook #0 (/bin/sh): exit status 1",
+        "error running poststop hook #2 (/bin/sh): killed by signal 9",
+    )
+    assert (tmp_path / "yes").exists()
+
+
+def test_a_hook_past_its_time_is_killed() -> None:
+    started = time.monotonic()
+    with pytest.raises(HookError, match="hook ran past specified timeout of 1 s, output: here"):
+        run(hooks.run("poststart", (shell("echo here; exec sleep 60", timeout=1),), STATE, spawn))
+    assert time.monotonic() - started < 10
+
+
+def test_a_hook_that_leaves_a_daemon_with_its_output_open_is_done_all_the_same() -> None:
+    started = time.monotonic()
+    run(hooks.run("prestart", (shell("sleep 5 & true"),), STATE, spawn))
+    assert time.monotonic() - started < 4
+
+
+def test_of_endless_output_the_end_is_kept_and_no_more() -> None:
+    line = "0123456789" * 4
+    script = f"i=0; while [ $i -lt 3000 ]; do echo {line}; i=$((i+1)); done; echo end; exit 1"
+    with pytest.raises(HookError) as failure:
+        run(hooks.run("prestart", (shell(script),), STATE, spawn))
+    assert str(failure.value).endswith("end")
+    assert 16000 < len(str(failure.value)) < 17000
+
+
+def test_a_program_that_is_not_there_is_named() -> None:
+    with pytest.raises(
+        HookError, match=r"hook #0 \(/no/such\): exit status 127, output: No such file or directory"
+    ):
+        run(hooks.run("prestart", (Hook("/no/such"),), STATE, spawn))
+
+
+def test_a_hook_without_an_environment_gets_the_default_one() -> None:
+    for hook, expected in (
+        (shell("echo $WHO; exit 1", env=()), "default"),
+        (shell("echo $WHO; exit 1", env=("WHO=own",)), "own"),
+    ):
+        with pytest.raises(HookError, match=f"output: {expected}$"):
+            run(hooks.run("startContainer", (hook,), STATE, spawn, ("WHO=default", "PATH=/bin")))
+
+
+def test_a_hook_without_arguments_has_its_path_as_name(tmp_path: Path) -> None:
+    program = tmp_path / "hook"
+    program.write_text('#!/bin/sh\necho "$0"; exit 1\n')
+    program.chmod(0o755)
+    with pytest.raises(HookError, match=f"output: {program}$"):
+        run(hooks.run("prestart", (Hook(str(program)),), STATE, spawn))
+
+
+def test_a_hook_is_killed_when_nobody_waits_any_more(tmp_path: Path) -> None:
+    operation = hooks.run("prestart", (shell("exec sleep 60"),), STATE, spawn)
+    claim = next(operation)
+    next(operation)
+    operation.close()
+    pid = claim.pid  # type: ignore[union-attr]
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == 9
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (Hooks(prestart=(Hook("hook"),)), r"hooks\.prestart\[0\]\.path: 'hook' is not absolute"),
+        (Hooks(poststop=(Hook("/a"), Hook(""))), r"hooks\.poststop\[1\]\.path: '' is not absolute"),
+        (
+            Hooks(create_runtime=(Hook("/a", timeout=0),)),
+            r"hooks\.createRuntime\[0\]\.timeout: 0 is not above zero",
+        ),
+    ],
+)
+def test_what_is_no_hook_is_refused(listed: Hooks, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        hooks.check_hooks(listed)

@@ -1,0 +1,180 @@
+"""The reaper: real children, each test in a process of its own because a reaper takes all children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+
+from runtime.linux import constants as c
+from runtime.linux.process import clone3
+from runtime.waiting import Claim, Exit, Sleep
+from shim.exits import Reaper, exit_code
+from shim.loop import Loop
+from shim.tasks import spawn
+
+
+def in_a_process(scenario: Callable[[Loop, Reaper], Generator[Any, Any, str]]) -> str:
+    """What `scenario`, driven on a loop with a reaper in a forked child, returns; its failure as text."""
+    readable, writable = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writable)
+        with os.fdopen(readable) as answers:
+            answer = answers.read()
+        os.waitpid(pid, 0)
+        return answer
+    try:
+        loop = Loop()
+        reaper = Reaper(loop)
+
+        def finished(value: str | None, failure: Exception | None) -> None:
+            os.write(writable, (repr(failure) if value is None else value).encode())
+            os._exit(0)
+
+        spawn(loop, scenario(loop, reaper), finished)
+        loop.call_later(10, loop.stop)
+        loop.run()
+    finally:
+        os._exit(1)
+
+
+def child(status: int, delay_s: float = 0.0) -> int:
+    pid = os.fork()
+    if not pid:
+        time.sleep(delay_s)
+        os._exit(status)
+    return pid
+
+
+def let_it_end(pid: int) -> None:
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_a_child_is_reaped_and_its_status_told() -> None:
+    def scenario(_loop: Loop, _reaper: Reaper) -> Generator[Any, Any, str]:
+        status = yield Exit(child(7, 0.01), 5)
+        return str(exit_code(status))
+
+    assert in_a_process(scenario) == "7"
+
+
+def test_a_claimed_child_that_ended_before_it_was_asked_for_is_not_lost() -> None:
+    def scenario(_loop: Loop, _reaper: Reaper) -> Generator[Any, Any, str]:
+        pid = child(3)
+        yield Claim(pid)
+        let_it_end(pid)
+        yield Sleep(0.02)
+        status = yield Exit(pid, 5)
+        return str(exit_code(status))
+
+    assert in_a_process(scenario) == "3"
+
+
+def test_within_a_hold_even_an_unclaimed_exit_is_kept_and_afterwards_forgotten() -> None:
+    def scenario(_loop: Loop, reaper: Reaper) -> Generator[Any, Any, str]:
+        with reaper.hold():
+            pid = child(5)
+            let_it_end(pid)
+            yield Sleep(0.02)
+            first = yield Exit(pid, 5)
+            second = yield Exit(pid, 5)
+        try:
+            yield Exit(pid, 5)
+        except ChildProcessError:
+            return f"{exit_code(first)} {exit_code(second)} gone"
+        return "still there"
+
+    assert in_a_process(scenario) == "5 5 gone"
+
+
+def test_an_orphan_that_nobody_asked_for_is_reaped_silently() -> None:
+    def scenario(_loop: Loop, _reaper: Reaper) -> Generator[Any, Any, str]:
+        readable, writable = os.pipe()
+        parent = os.fork()
+        if not parent:
+            if not os.fork():
+                os.write(writable, str(os.getpid()).encode())
+                time.sleep(0.05)
+                os._exit(0)
+            os._exit(0)
+        orphan = int(os.read(readable, 16))
+        yield Exit(parent, 5)
+        for _ in range(100):
+            if not os.path.exists(f"/proc/{orphan}"):
+                return "reaped"
+            yield Sleep(0.01)
+        return "zombie"
+
+    assert in_a_process(scenario) == "reaped"
+
+
+def test_a_sibling_made_without_an_exit_signal_is_reaped_too() -> None:
+    def scenario(_loop: Loop, _reaper: Reaper) -> Generator[Any, Any, str]:
+        readable, writable = os.pipe()
+        stage, _pidfd = clone3(0, signal.SIGCHLD)
+        if not stage:
+            sibling, _pidfd = clone3(c.CLONE_PARENT, 0)
+            if not sibling:
+                time.sleep(0.05)
+                os._exit(9)
+            os.write(writable, str(sibling).encode())
+            os._exit(0)
+        yield Claim(stage)
+        sibling = int(os.read(readable, 16))
+        yield Claim(sibling)
+        yield Exit(stage, 5)
+        status = yield Exit(sibling, 5)
+        return str(exit_code(status))
+
+    assert in_a_process(scenario) == "9"
+
+
+def test_everybody_who_watches_a_process_is_told_once() -> None:
+    def scenario(_loop: Loop, reaper: Reaper) -> Generator[Any, Any, str]:
+        pid = child(1, 0.01)
+        seen: list[str] = []
+        reaper.watch(pid, lambda status, _when: seen.append(f"first {exit_code(status)}"))
+        cancelled = reaper.watch(pid, lambda _status, _when: seen.append("cancelled"))
+        cancelled.cancel()
+        cancelled.cancel()
+        yield Exit(pid, 5)
+        return ", ".join(seen)
+
+    assert in_a_process(scenario) == "first 1"
+
+
+def test_a_time_limit_on_an_exit_leaves_the_child_to_be_reaped_later() -> None:
+    def scenario(_loop: Loop, _reaper: Reaper) -> Generator[Any, Any, str]:
+        pid = child(0, 0.1)
+        yield Claim(pid)
+        try:
+            yield Exit(pid, 0.01)
+        except TimeoutError:
+            status = yield Exit(pid, 5)
+            return str(status)
+        return "no limit"
+
+    assert in_a_process(scenario) == "0"
+
+
+def test_a_thousand_exits_at_once_are_all_told() -> None:
+    def scenario(_loop: Loop, reaper: Reaper) -> Generator[Any, Any, str]:
+        seen: list[int] = []
+        pids = [child(number % 200) for number in range(300)]
+        for pid in pids:
+            reaper.watch(pid, lambda status, _when: seen.append(exit_code(status)))
+        while len(seen) < len(pids):
+            yield Sleep(0.01)
+        return str(sorted(seen) == sorted(number % 200 for number in range(300)))
+
+    assert in_a_process(scenario) == "True"
+
+
+@pytest.mark.parametrize(("status", "code"), [(0, 0), (7 << 8, 7), (9, 137), (15, 143), (0x8B, 139)])
+def test_an_exit_code_counts_signals_from_128(status: int, code: int) -> None:
+    assert exit_code(status) == code

@@ -1,0 +1,322 @@
+"""Streams of a process without a terminal: real fifos and pipes, with this test as client and as process."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import Unsupported
+from shim import stdio
+from shim.loop import Loop
+from shim.stdio import PipeIo, StdioError, Streams, open_pipes
+from tests.unit.shim.loops import drive, settle, turn_until
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    before = sorted(os.listdir("/proc/self/fd"))
+    yield
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def fifo(directory: Path, name: str) -> str:
+    path = directory / name
+    os.mkfifo(path)
+    return str(path)
+
+
+class Client:
+    """containerd's side: reads the output fifos, writes the input."""
+
+    def __init__(self, directory: Path, *, stdin: bool = False) -> None:
+        self.out_path, self.err_path = fifo(directory, "out"), fifo(directory, "err")
+        self.out = os.open(self.out_path, os.O_RDONLY | os.O_NONBLOCK)
+        self.err = os.open(self.err_path, os.O_RDONLY | os.O_NONBLOCK)
+        self.in_path = fifo(directory, "in") if stdin else ""
+        self.streams = Streams(self.in_path, self.out_path, self.err_path)
+
+    def open_stdin(self) -> int:
+        return os.open(self.in_path, os.O_WRONLY | os.O_NONBLOCK)
+
+    def close(self) -> None:
+        for fd in (self.out, self.err):
+            os.close(fd)
+
+
+class Child:
+    """The process's side: its own copies of what it was given, as after a fork."""
+
+    def __init__(self, io: PipeIo) -> None:
+        self.stdin, self.stdout, self.stderr = (os.dup(fd) if fd >= 0 else -1 for fd in io.child_fds())
+
+    def close(self) -> None:
+        for fd in (self.stdin, self.stdout, self.stderr):
+            if fd >= 0:
+                os.close(fd)
+
+
+def read_now(fd: int) -> bytes | None:
+    """What is there; b"" at the end, None for nothing yet."""
+    try:
+        return os.read(fd, 1 << 20)
+    except BlockingIOError:
+        return None
+
+
+def is_at_end(fd: int) -> bool:
+    return read_now(fd) == b""
+
+
+def test_what_the_process_writes_reaches_the_client_and_then_the_end(loop: Loop, tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    os.write(child.stdout, b"to out")
+    os.write(child.stderr, b"to err")
+    settle(loop)
+    assert (read_now(client.out), read_now(client.err)) == (b"to out", b"to err")
+    assert not io.drained.done
+    child.close()
+    turn_until(loop, lambda: io.drained.done)
+    assert is_at_end(client.out)
+    assert is_at_end(client.err)
+    client.close()
+
+
+def test_output_written_before_the_reader_opens_its_end_is_not_lost(loop: Loop, tmp_path: Path) -> None:
+    path = fifo(tmp_path, "out")
+    opened: list[int] = []
+    loop.call_later(0.03, lambda: opened.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK)))
+    io = drive(loop, open_pipes(loop, Streams(stdout=path)))
+    assert opened, "the fifo was opened before there was a reader"
+    child = Child(io)
+    io.attach(None)
+    os.write(child.stdout, b"early")
+    child.close()
+    turn_until(loop, lambda: io.drained.done)
+    assert read_now(opened[0]) == b"early"
+    os.close(opened[0])
+
+
+def test_a_reader_that_never_comes_is_an_error_that_names_the_stream(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "READER_TIMEOUT_S", 0.01)
+    path = fifo(tmp_path, "out")
+    with pytest.raises(StdioError, match=rf"open stdout {path}: no reader came"):
+        drive(loop, open_pipes(loop, Streams(stdout=path)))
+
+
+def test_a_path_that_is_not_there_is_an_error_and_nothing_stays_open(loop: Loop, tmp_path: Path) -> None:
+    client = Client(tmp_path, stdin=True)
+    streams = Streams(client.in_path, client.out_path, str(tmp_path / "nowhere"))
+    with pytest.raises(StdioError, match="open stderr .*nowhere: No such file"):
+        drive(loop, open_pipes(loop, streams))
+    client.close()
+
+
+def test_a_logging_program_is_refused(loop: Loop) -> None:
+    with pytest.raises(Unsupported, match="binary"):
+        drive(loop, open_pipes(loop, Streams(stdout="binary:///bin/logger")))
+
+
+def test_a_slow_reader_stops_the_writer_and_nothing_is_buffered_or_lost(loop: Loop, tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    os.set_blocking(child.stdout, False)
+    sent = bytearray()
+    block = os.urandom(4096)
+    quiet = 0
+    while quiet < 3:  # until both pipes are full
+        try:
+            sent += block[: os.write(child.stdout, block)]
+            quiet = 0
+        except BlockingIOError:
+            settle(loop, 0.02)
+            quiet += 1
+    assert len(sent) < 300_000
+    received = bytearray()
+    child_open = True
+    while not (received == sent and not child_open):
+        data = read_now(client.out)
+        received += data or b""
+        settle(loop, 0.001)
+        if child_open and len(received) > 50_000:
+            os.write(child.stdout, b"last")
+            sent += b"last"
+            child.close()
+            child_open = False
+    turn_until(loop, lambda: io.drained.done)
+    assert received == sent
+    client.close()
+
+
+def test_waiting_for_room_or_for_output_takes_no_cpu(loop: Loop, tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    os.set_blocking(child.stdout, False)
+    quiet = 0
+    while quiet < 3:
+        try:
+            os.write(child.stdout, bytes(4096))
+        except BlockingIOError:
+            settle(loop, 0.02)
+            quiet += 1
+    turns = 0
+    deadline = time.monotonic() + 0.2
+    while time.monotonic() < deadline:
+        wake = loop.call_later(0.05, lambda: None)
+        loop.turn()
+        wake.cancel()
+        turns += 1
+    assert turns < 20
+    child.close()
+    io.close()
+    client.close()
+
+
+def test_the_reader_may_go_and_come_back(loop: Loop, tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    client.close()
+    os.write(child.stdout, b"while away")
+    settle(loop)
+    again = os.open(client.out_path, os.O_RDONLY | os.O_NONBLOCK)
+    assert read_now(again) == b"while away"
+    os.write(child.stdout, b" and after")
+    settle(loop)
+    assert read_now(again) == b" and after"
+    child.close()
+    turn_until(loop, lambda: io.drained.done)
+    assert is_at_end(again)
+    os.close(again)
+
+
+def test_closing_ends_the_stream_although_a_grandchild_keeps_it_open(loop: Loop, tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    io.process_ended()
+    settle(loop)
+    assert not is_at_end(client.out)
+    io.close()
+    assert is_at_end(client.out)
+    with pytest.raises(BrokenPipeError):
+        os.write(child.stdout, b"too late")
+    child.close()
+    client.close()
+
+
+def test_stdin_reaches_the_process_and_ends_only_when_client_and_close_io_say_so(
+    loop: Loop, tmp_path: Path
+) -> None:
+    client = Client(tmp_path, stdin=True)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    os.set_blocking(child.stdin, False)
+    writer = client.open_stdin()
+    os.write(writer, b"typed")
+    settle(loop)
+    assert read_now(child.stdin) == b"typed"
+    os.close(writer)  # containerd is restarted, say
+    settle(loop)
+    assert read_now(child.stdin) is None
+    writer = client.open_stdin()
+    io.close_stdin()
+    os.write(writer, b" more")
+    os.close(writer)
+    settle(loop)
+    assert read_now(child.stdin) == b" more"
+    assert is_at_end(child.stdin)
+    child.close()
+    turn_until(loop, lambda: io.drained.done)
+    io.close()
+    client.close()
+
+
+def test_a_process_that_closes_its_stdin_is_noticed_by_the_client(loop: Loop, tmp_path: Path) -> None:
+    client = Client(tmp_path, stdin=True)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    os.close(child.stdin)
+    child.stdin = -1
+    writer = client.open_stdin()
+    os.write(writer, b"for nobody")
+    settle(loop)
+    with pytest.raises(BrokenPipeError):
+        os.write(writer, b"and again")
+    os.close(writer)
+    child.close()
+    io.close()
+    client.close()
+
+
+def test_without_streams_everything_is_drained_at_once(loop: Loop) -> None:
+    io = drive(loop, open_pipes(loop, Streams()))
+    assert io.child_fds() == (-1, -1, -1)
+    io.attach(None)
+    assert io.drained.done
+
+
+def test_output_to_a_plain_file_is_appended(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"before ")
+    io = drive(loop, open_pipes(loop, Streams(stdout=str(path), stderr=str(path))))
+    child = Child(io)
+    io.attach(None)
+    os.write(child.stdout, b"out ")
+    settle(loop)
+    os.write(child.stderr, b"err")
+    child.close()
+    turn_until(loop, lambda: io.drained.done)
+    assert path.read_bytes() == b"before out err"
+
+
+def test_a_file_uri_makes_the_file_and_its_directories(loop: Loop, tmp_path: Path) -> None:
+    io = drive(loop, open_pipes(loop, Streams(stdout=f"file://{tmp_path}/deep/er/log")))
+    child = Child(io)
+    io.attach(None)
+    os.write(child.stdout, b"text")
+    child.close()
+    turn_until(loop, lambda: io.drained.done)
+    assert (tmp_path / "deep/er/log").read_bytes() == b"text"
+
+
+def test_a_fifo_uri_is_a_path(loop: Loop, tmp_path: Path) -> None:
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, Streams(stdout=f"fifo://{client.out_path}")))
+    io.close()
+    client.close()
+
+
+def test_nothing_of_an_io_that_was_never_attached_is_left(loop: Loop, tmp_path: Path) -> None:
+    client = Client(tmp_path, stdin=True)
+    io = drive(loop, open_pipes(loop, client.streams))
+    io.close()
+    io.close()
+    poll = select.poll()
+    poll.register(client.out)
+    assert poll.poll(0) == [(client.out, select.POLLHUP)]
+    client.close()
