@@ -6,6 +6,7 @@ Ratios are Manor's median by the peer's, from one run on one machine; absolute f
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -23,9 +24,14 @@ def arguments() -> argparse.Namespace:
     """What can be asked on the command line."""
     names = [work.name for work in works.WORKS] + [f"pss.pod.{count}" for count in works.POD_COUNTS]
     parser = argparse.ArgumentParser(prog="bench", description="measure Manor beside runc")
-    parser.add_argument("--works", default="", help=f"some of: {', '.join(names)}; pss stands for all of pss.pod.*")
+    parser.add_argument(
+        "--works", default="", help=f"some of: {', '.join(names)}; pss stands for all of pss.pod.*"
+    )
     parser.add_argument("--quick", action="store_true", help="a fifth of the samples, and up to 5 pods")
     parser.add_argument("--containerd", default="2.3", choices=VERSIONS)
+    parser.add_argument(
+        "--runtimes", default="", help="some of the handlers of this machine: manor,runc,crun"
+    )
     parser.add_argument("--output", default=str(report.LATEST), help="where the JSON goes (%(default)s)")
     asked = parser.parse_args()
     asked.names = asked.works.split(",") if asked.works else [*names, "pss"]
@@ -47,10 +53,7 @@ def measure_works(stage: Stage, names: list[str], quick: bool) -> list[Row]:
         if work.name not in names:
             continue
         begin = time.monotonic()
-        blocks = {
-            name: (lambda count, side=side, work=work: work.block(side, count))  # type: ignore[misc]
-            for name, side in stage.sides.items()
-        }
+        blocks = {name: functools.partial(work.block, side) for name, side in stage.sides.items()}
         for block in blocks.values():
             block(2)  # what is only slow the first time is not what is measured
         rounds = max(2, work.rounds // 2) if quick else work.rounds
@@ -75,7 +78,9 @@ def measure_memory(stage: Stage, names: list[str], quick: bool) -> list[Row]:
     return [
         row
         for count in wanted
-        for row in measure.rows(f"pss.pod.{count}", "MB", {name: [sizes[count]] for name, sizes in found.items()})
+        for row in measure.rows(
+            f"pss.pod.{count}", "MB", {name: [sizes[count]] for name, sizes in found.items()}
+        )
     ]
 
 
@@ -95,8 +100,10 @@ def main() -> int:
         node = Containerd(asked.containerd, registry)
         try:
             print("\n".join(describe(node)))
-            stage = Stage(node)
-            rows = measure_works(stage, asked.names, asked.quick) + measure_memory(stage, asked.names, asked.quick)
+            stage = Stage(node, asked.runtimes.split(",") if asked.runtimes else None)
+            rows = measure_works(stage, asked.names, asked.quick) + measure_memory(
+                stage, asked.names, asked.quick
+            )
             stage.close()
         finally:
             node.close()

@@ -116,14 +116,15 @@ class Side:
 class Stage:
     """A node and one side for each runtime. `close` ends all of it."""
 
-    def __init__(self, node: Containerd) -> None:
+    def __init__(self, node: Containerd, runtimes: list[str] | None = None) -> None:
         self.node = node
         self.crictl = Crictl(node)
         self.cri = Client(f"unix://{node.socket}", timeout_s=60)
         self.pods: dict[str, api.PodSandboxConfig] = {}
         self.crictl.run("pull", BUSYBOX)
         self.unpacked = self._unpack()
-        self.sides = {handler.name: Side(self, handler) for handler in node.handlers}
+        chosen = [one for one in node.handlers if runtimes is None or one.name in runtimes]
+        self.sides = {handler.name: Side(self, handler) for handler in chosen}
 
     def _unpack(self) -> Path:
         """The image's files in a directory: what an overlay is laid over."""

@@ -168,7 +168,14 @@ def _start_shim(side: Side, identity: str, bundle: Path) -> bytes:
         containerd_binary=str(node.binaries.containerd),
         socket_dir=str(node.instance.directory / "s"),
     )
-    flags = ["-namespace", "k8s.io", "-address", str(node.socket), "-publish-binary", str(node.binaries.containerd)]
+    flags = [
+        "-namespace",
+        "k8s.io",
+        "-address",
+        str(node.socket),
+        "-publish-binary",
+        str(node.binaries.containerd),
+    ]
     done = subprocess.run(
         [program, *flags, "-id", identity, "start"],
         input=encode(parameters),

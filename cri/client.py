@@ -51,14 +51,21 @@ class ExecResult(NamedTuple):
 
 
 def pod_config(
-    name: str, *, log_directory: str = "", annotations: Mapping[str, str] | None = None
+    name: str,
+    *,
+    log_directory: str = "",
+    cgroup_parent: str = "",
+    annotations: Mapping[str, str] | None = None,
 ) -> api.PodSandboxConfig:
-    """The least that a pod needs; change the message for more. The uid is made of the name."""
+    """The least that a pod needs; change the message for more. The uid is made of the name.
+
+    Without a cgroup parent containerd has no stats of the pod as a whole.
+    """
     return api.PodSandboxConfig(
         metadata=api.PodSandboxMetadata(name=name, uid=f"{name}-uid", namespace="default"),
         log_directory=log_directory,
         annotations=annotations or {},
-        linux=api.LinuxPodSandboxConfig(),
+        linux=api.LinuxPodSandboxConfig(cgroup_parent=cgroup_parent),
     )
 
 

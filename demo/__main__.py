@@ -52,7 +52,9 @@ class Demo:
         self._end(pod, web, visitor)
         self.screen.heading("What is left")
         leaks.assert_nothing_more(self.node, before)
-        self.screen.note("no process, mount, cgroup, namespace, link, address, socket or file more than before the pod")
+        self.screen.note(
+            "no process, mount, cgroup, namespace, link, address, socket or file more than before the pod"
+        )
 
     def _warm_up(self) -> None:
         """Make the bridge and the first warden: what a node does once, not what a pod costs."""
@@ -116,7 +118,9 @@ def arguments() -> argparse.Namespace:
     """What can be asked on the command line."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--handler", default="manor", help="the runtime to run the pod on (manor, runc)")
-    parser.add_argument("--containerd", default="2.3", choices=VERSIONS, help="the containerd to run it under")
+    parser.add_argument(
+        "--containerd", default="2.3", choices=VERSIONS, help="the containerd to run it under"
+    )
     return parser.parse_args()
 
 
@@ -148,7 +152,9 @@ def main() -> int:
     except tools.ToolError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
-    screen.heading("How long each step took (crictl itself included: 15 ms to start, a second to sample for stats)")
+    screen.heading(
+        "How long each step took (crictl itself included: 15 ms to start, a second to sample for stats)"
+    )
     screen.table()
     screen.note(f"the whole demo, from the empty machine back to it: {time.monotonic() - start:.1f} s")
     return 0

@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def _run(package: str, arguments: Sequence[str]) -> int:
     if not (ROOT / package / "__main__.py").exists():
-        print(f"manor: {package} is only in a checkout of the project, not in an installation", file=sys.stderr)
+        print(
+            f"manor: {package} is only in a checkout of the project, not in an installation", file=sys.stderr
+        )
         return 1
     return subprocess.run([sys.executable, "-m", package, *arguments], cwd=ROOT, check=False).returncode
 

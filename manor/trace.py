@@ -94,7 +94,9 @@ def waterfall(spans: Sequence[Span]) -> list[str]:
         length = max(1, min(round((span.end_ns - span.start_ns) * scale), WIDTH - before))
         bar = f"{' ' * before}{'█' * length}".ljust(WIDTH)
         name = f"{'  ' * depth}{span.name}"
-        lines.append(f"{name:<{names}}  {(span.start_ns - begin) / 1e6:8.2f}  {bar}  {span.milliseconds:8.2f} ms")
+        lines.append(
+            f"{name:<{names}}  {(span.start_ns - begin) / 1e6:8.2f}  {bar}  {span.milliseconds:8.2f} ms"
+        )
     return lines
 
 
@@ -123,7 +125,9 @@ def default_file() -> Path:
 def main(arguments: Sequence[str]) -> int:
     """Print the last trace of the file, or the last that contains a text. 1 if there is none."""
     parser = argparse.ArgumentParser(prog="manor trace", description="show where the time of a start went")
-    parser.add_argument("text", nargs="?", default="", help="part of a container id, a pod's name, a span's name")
+    parser.add_argument(
+        "text", nargs="?", default="", help="part of a container id, a pod's name, a span's name"
+    )
     parser.add_argument("--file", type=Path, default=default_file(), help="OTLP JSON lines (%(default)s)")
     parser.add_argument("--all", action="store_true", help="every trace that matches, not only the last")
     asked = parser.parse_args(arguments)

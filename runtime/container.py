@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from runtime.spec.model import Process, Spec
     from runtime.stages.plan import Stdio
     from runtime.stages.stage0_parent import Launched
-
-Marks = tuple[tuple[str, int], ...]
-
+    from runtime.trace import Marks
 
 class Host(Record):
     """What operations need of the machine, found out once.

@@ -1,23 +1,36 @@
-"""Where the milliseconds of a start went: each process keeps a list of (step, CLOCK_MONOTONIC ns).
+"""Where the milliseconds of a start went: a list of (step, CLOCK_MONOTONIC ns) that is made while they pass.
 
-Marks are made by the stages and travel back in messages that are sent anyway. Turning them into spans
-is `shim/spans.py`'s work, exporting them the scribe's.
+A step's mark says when it was done. The stages' lists travel back in messages that are sent anyway.
+Turning them into spans is `shim/spans.py`'s work, exporting them the scribe's.
 """
 
 from __future__ import annotations
 
 import time
 
-_marks: list[tuple[str, int]] = []
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Marks = tuple[tuple[str, int], ...]
 
 
-def mark(step: str) -> None:
-    """Note that `step` has just been finished."""
-    _marks.append((step, time.monotonic_ns()))
+class Timeline:
+    """The marks of one operation. There is one for each, as a shim has many of them under way at once."""
 
+    __slots__ = ("_marks",)
 
-def take() -> list[tuple[str, int]]:
-    """All marks since the last call, oldest first; the list is empty afterwards."""
-    taken = _marks[:]
-    _marks.clear()
-    return taken
+    def __init__(self) -> None:
+        self._marks: list[tuple[str, int]] = []
+
+    def mark(self, step: str) -> None:
+        """Note that `step` has just been done."""
+        self._marks.append((step, time.monotonic_ns()))
+
+    def add(self, marks: Iterable[tuple[str, int]]) -> None:
+        """Take in the marks of another process; the clock is the same for all of a machine."""
+        self._marks += marks
+
+    def marks(self) -> Marks:
+        """All of them, in the order of their times."""
+        return tuple(sorted(self._marks, key=lambda mark: mark[1]))

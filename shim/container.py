@@ -43,8 +43,8 @@ from shim.tasks import within
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.container import Container as RuntimeContainer
-    from runtime.container import Marks
     from runtime.spec.model import Spec
+    from runtime.trace import Marks
     from shim.api.task import CreateTaskRequest, ExecProcessRequest
     from shim.loop import Timer
     from shim.pod import Pod

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from runtime.cgroups import Layout
-    from runtime.container import Host, Marks
+    from runtime.container import Host
+    from runtime.trace import Marks
     from shim.bootstrap import Bootstrap
     from shim.start_request import StartRequest
     from shim.tasks import Steps

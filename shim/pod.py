@@ -8,7 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from runtime.container import Host, Marks
+    from runtime.container import Host
+    from runtime.trace import Marks
     from shim.container import Container
     from shim.events import Publisher
     from shim.exits import Reaper

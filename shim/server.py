@@ -14,13 +14,14 @@ from _struct import Struct
 from runtime.record import Record
 from shim.api.codec import decode, encode
 from shim.api.message import Message
+from shim.api.ttrpc import Status
 from shim.errors import is_a_bug, status_of
 from shim.log import ERROR, WARNING
 from shim.loop import EPOLLIN, EPOLLOUT
 from shim.tasks import spawn
 from shim.ttrpc.connection import Call, Refused, ServerConnection, StreamGone
 from shim.ttrpc.frames import ProtocolError
-from shim.ttrpc.status import unknown_method, unknown_service
+from shim.ttrpc.status import RESOURCE_EXHAUSTED, unknown_method, unknown_service
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.linux.fds import OwnedFd
-    from shim.api.ttrpc import Status
     from shim.log import Log
     from shim.loop import Loop, Timer
     from shim.tasks import Task
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 READ_BYTES = 64 * 1024
 # containerd has one connection a container and one open Wait a process.
 MAX_CONNECTIONS = 512
-MAX_OPEN_CALLS = 2048
+MAX_OPEN_CALLS = 512  # that do something: they end by themselves, and more are read then
+MAX_OPEN_WAITS = 4096  # that end when a process does: more are refused, or nobody could ask for its end
 MAX_UNSENT_BYTES = 8 << 20
 
 _CREDENTIALS = Struct("iII")  # struct ucred: pid, uid, gid
@@ -117,7 +118,10 @@ class Connection:
         self._fd = peer.fileno()
         self._protocol = ServerConnection()
         self._unsent = bytearray()
+        self._arrived: list[Call] = []  # read, but not begun
+        self._about_to_begin = False
         self._calls: dict[int, OpenCall] = {}
+        self._waits = 0
         self._events = 0
         self.closed = False
         self._rearm()
@@ -126,11 +130,14 @@ class Connection:
 
     def _rearm(self) -> None:
         """Watch for what makes sense now: room to send, and input only while the caller keeps up."""
-        keeps_up = len(self._unsent) < MAX_UNSENT_BYTES and self._protocol.pending < MAX_OPEN_CALLS
-        events = (EPOLLIN if keeps_up else 0) | (EPOLLOUT if self._unsent else 0)
+        reading = self._keeps_up() and not self._arrived
+        events = (EPOLLIN if reading else 0) | (EPOLLOUT if self._unsent else 0)
         if events != self._events:
             self._loop.watch(self._fd, events, self._ready)
             self._events = events
+
+    def _keeps_up(self) -> bool:
+        return len(self._unsent) < MAX_UNSENT_BYTES and len(self._calls) - self._waits < MAX_OPEN_CALLS
 
     def _ready(self, events: int) -> None:
         if events & EPOLLOUT:
@@ -155,11 +162,10 @@ class Connection:
                 self._abandon(event.stream_id)
                 self._send(event.reply)
             elif isinstance(event, Call):
-                if len(arrived) == 1:
-                    self._begin(event)
-                else:  # one turn may begin a share of them, and others have theirs
-                    self._loop.call_soon(self._begin, event)
-        if not self.closed:
+                self._arrived.append(event)
+        if self._arrived:
+            self._begin_next()
+        elif not self.closed:
             self._rearm()
 
     def _send(self, data: bytes) -> None:
@@ -178,18 +184,35 @@ class Connection:
         except OSError:
             self.close()
             return
+        self._begin_soon()
         self._rearm()
 
     # --- calls -------------------------------------------------------------------------------------
 
-    def _begin(self, call: Call) -> None:
-        if self.closed:
+    def _begin_soon(self) -> None:
+        if self._arrived and not self._about_to_begin and self._keeps_up():
+            self._about_to_begin = True
+            self._loop.call_soon(self._begin_next)
+
+    def _begin_next(self) -> None:
+        """Begin one of the calls that a read brought; others have their turn before the next, if it keeps up."""
+        self._about_to_begin = False
+        if self.closed or not self._arrived or not self._keeps_up():
             return
+        self._begin(self._arrived.pop(0))
+        self._begin_soon()
+        if not self.closed:
+            self._rearm()
+
+    def _begin(self, call: Call) -> None:
         methods = self._server.services.get(call.service)
         method = methods.get(call.method) if methods is not None else None
         if method is None:
             unknown = unknown_service(call.service) if methods is None else unknown_method(call.method)
             self._fail(call.stream_id, unknown)
+            return
+        if method.abandon and self._waits >= MAX_OPEN_WAITS:
+            self._fail(call.stream_id, Status(RESOURCE_EXHAUSTED, f"{self._waits} calls wait already"))
             return
         try:
             answer = method.handler(decode(method.request, call.payload), call)
@@ -201,11 +224,13 @@ class Connection:
             return
         open_call = OpenCall(self, call, method.abandon)
         self._calls[call.stream_id] = open_call
+        self._waits += method.abandon
         open_call.run(answer)
 
     def answer(self, stream_id: int, message: Message | None, error: Exception | None) -> None:
         """Send what a call came to."""
-        self._calls.pop(stream_id, None)
+        self._forget(stream_id)
+        self._begin_soon()
         if error is not None:
             if is_a_bug(error):
                 self._server.log.bug(error)
@@ -227,9 +252,14 @@ class Connection:
             pass
 
     def _abandon(self, stream_id: int) -> None:
-        open_call = self._calls.pop(stream_id, None)
+        open_call = self._forget(stream_id)
         if open_call is not None:
             open_call.abandon()
+
+    def _forget(self, stream_id: int) -> OpenCall | None:
+        open_call = self._calls.pop(stream_id, None)
+        self._waits -= open_call is not None and open_call.waits
+        return open_call
 
     def close(self) -> None:
         """The caller is gone: what only waited for it is called off, what was begun goes on."""
@@ -239,6 +269,7 @@ class Connection:
         self._loop.unwatch(self._fd)
         self._peer.close()
         self._unsent.clear()
+        self._arrived.clear()
         self._server.forget(self)
         calls, self._calls = self._calls, {}
         for open_call in calls.values():
@@ -248,12 +279,12 @@ class Connection:
 class OpenCall:
     """A call whose handler has to wait, with the time that the caller gives it."""
 
-    __slots__ = ("_abandon", "_call", "_connection", "_deadline", "_task", "_timed_out")
+    __slots__ = ("_call", "_connection", "_deadline", "_task", "_timed_out", "waits")
 
-    def __init__(self, connection: Connection, call: Call, abandon: bool) -> None:
+    def __init__(self, connection: Connection, call: Call, waits: bool) -> None:
         self._connection = connection
         self._call = call
-        self._abandon = abandon
+        self.waits = waits
         self._deadline: Timer | None = None
         self._task: Task | None = None
         self._timed_out = False
@@ -267,7 +298,7 @@ class OpenCall:
 
     def abandon(self) -> None:
         """Nobody waits for the answer any more."""
-        if self._abandon and self._task is not None:
+        if self.waits and self._task is not None:
             self._task.cancel()
 
     def _time_is_up(self) -> None:

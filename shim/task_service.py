@@ -29,7 +29,7 @@ from shim.ttrpc.connection import TRACEPARENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.container import Marks
+    from runtime.trace import Marks
     from shim.container import Container
     from shim.pod import Pod
     from shim.process import Process

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import state, trace
+from runtime import state
 from runtime.cgroups import create_cgroup
 from runtime.container import Container
 from runtime.errors import ConfigError, InvalidState, StageError
@@ -18,6 +18,7 @@ from runtime.rootfs import plan_rootfs
 from runtime.stages.plan import LandlordPlan
 from runtime.stages.stage0_parent import HostSide, choose_shape, launch_landlord
 from runtime.sysctls import plan_sysctls
+from runtime.trace import Timeline
 from runtime.undo import Undo
 from runtime.user_mapping import plan_mapping, write_mapping
 
@@ -36,7 +37,7 @@ def create(host: Host, request: CreateRequest) -> Operation[Container]:
     Raises ConfigError, IdInUse, InvalidId, CgroupError, or StageError with stage, operation and object.
     """
     spec = request.spec
-    trace.take()
+    timeline = Timeline()
     if spec.process is None:
         raise ConfigError("process", "it is needed to create a container")
     namespaces = plan_namespaces(spec.linux.namespaces)
@@ -48,19 +49,21 @@ def create(host: Host, request: CreateRequest) -> Operation[Container]:
         undo.push(state.remove_directory, host.root, request.id)
         plan = _plan_landlord(host, request, namespaces, stdio)
         undo.push(close_all, [fd for _join, fd in plan.joins])
-        trace.mark("plan")
+        timeline.mark("plan")
         cgroup = create_cgroup(host.layout, spec.linux.cgroups_path or "", spec.linux.resources, request.id)
         undo.push(cgroup.try_delete)
-        trace.mark("make cgroup")
+        timeline.mark("make cgroup")
         kills_before = cgroup.oom_kill_count()
         try:
-            container = yield from _launch(host, request, plan, cgroup)
+            container = yield from _launch(host, request, plan, cgroup, timeline)
         except StageError as error:
             raise _with_oom(error, cgroup, kills_before) from error
         undo.push(container.close)
         # Stored before init is let go: a kill in between leaves something to clean up by.
         state.save(directory, describe(container))
         container.become(state.CREATED)
+        timeline.mark("save state")
+        container.marks = timeline.marks()
         close_all(fd for _join, fd in plan.joins)
         if null is not None:
             null.close()
@@ -90,12 +93,15 @@ def _plan_landlord(
     )
 
 
-def _launch(host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup) -> Operation[Container]:
+def _launch(
+    host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup, timeline: Timeline
+) -> Operation[Container]:
     process = request.spec.process
     assert process is not None
     mapping = plan.mapping
     limits = plan_limits(process)
     side = HostSide(
+        timeline,
         set_limits=lambda pid: set_limits(host, limits, pid),
         write_mapping=None if mapping is None else lambda pid: write_mapping(pid, mapping),
     )
@@ -115,7 +121,6 @@ def _launch(host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgro
     container.created = (
         time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1e9):09d}Z"
     )
-    container.marks = tuple(sorted([*trace.take(), *launched.marks], key=lambda mark: mark[1]))
     return container
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime import state, trace
+from runtime import state
 from runtime.affinity import ANNOTATION, isolated_cpus, plan_tenant
 from runtime.cgroups import landlord_directory
 from runtime.container import Tenant
@@ -11,6 +11,7 @@ from runtime.linux.process import start_time
 from runtime.operations.process_plan import complete, plan_limits, plan_process, set_limits
 from runtime.stages.plan import DIRECT, TenantPlan
 from runtime.stages.stage0_parent import HostSide, launch_tenant
+from runtime.trace import Timeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
     its stages); ConfigError or InvalidArgument for what the request may not ask; StageError for the rest.
     """
     container.require("exec in", state.RUNNING)
-    trace.take()
+    timeline = Timeline()
     affinity = plan_affinity(container, request.process)
     stdio, null = complete(request.stdio)
     try:
@@ -41,8 +42,8 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
             affinity=affinity,
             process=plan_process(container.host, request.process, container.spec.linux.seccomp, stdio),
         )
-        trace.mark("plan")
-        launched = yield from _launch(container, request, plan)
+        timeline.mark("plan")
+        launched = yield from _launch(container, request, plan, timeline)
     finally:
         if null is not None:
             null.close()
@@ -50,15 +51,16 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
         started = start_time(launched.pid)
     except FileNotFoundError:
         started = 0  # it has run, ended and been reaped already: nobody can mistake it for another
-    marks = tuple(sorted([*trace.take(), *launched.marks], key=lambda mark: mark[1]))
-    return Tenant(launched, started, marks)
+    return Tenant(launched, started, timeline.marks())
 
 
-def _launch(container: Container, request: ExecRequest, plan: TenantPlan) -> Operation[Launched]:
+def _launch(
+    container: Container, request: ExecRequest, plan: TenantPlan, timeline: Timeline
+) -> Operation[Launched]:
     cgroup = container.cgroup
     kills_before = cgroup.oom_kill_count()
     host, limits = container.host, plan_limits(request.process)
-    side = HostSide(set_limits=lambda pid: set_limits(host, limits, pid))
+    side = HostSide(timeline, set_limits=lambda pid: set_limits(host, limits, pid))
     join = cgroup.open_join()
     try:
         launched = yield from launch_tenant(

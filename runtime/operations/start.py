@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from runtime import state, trace
+from runtime import state
 from runtime.errors import StageError
 from runtime.stages.stage0_parent import start_landlord
+from runtime.trace import Timeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ def start(container: Container) -> Operation[None]:
     launched = container.start_gate
     if launched is None:
         raise StageError("main", "start", f"container {container.id}", "its start gate is closed")
-    trace.take()
-    trace.mark("start asked")
+    timeline = Timeline()
+    timeline.mark("ask to start")
     container.become(state.RUNNING)
     container.start_gate = None
     try:
         yield from start_landlord(launched)
     finally:
         launched.channel.close()
-    container.marks += tuple(trace.take())
+    timeline.mark("execute")
+    container.marks += timeline.marks()

@@ -212,6 +212,7 @@ def _bind(mounted: MountedRoot, step: BindStep) -> None:
     except FileNotFoundError as error:
         raise MountError(f"{step.path}: source {named(source)} does not exist") from error
     with tree, _bind_target(mounted.root, step, tree) as target:
+        _check_kinds(tree, target, step)
         kind = "proc" if m.filesystem_magic(tree.fileno()) == c.PROC_SUPER_MAGIC else "bind"
         _check_target(mounted, target, step, kind)
         _dress(tree.fileno(), step)
@@ -225,6 +226,15 @@ def _bind_target(root: Root, step: BindStep, tree: OwnedFd) -> OwnedFd:
     if directory:
         return root.make_directories(step.destination)
     return root.make_file(step.destination)
+
+
+def _check_kinds(source: OwnedFd, target: OwnedFd, step: BindStep) -> None:
+    kinds = [stat.S_ISDIR(os.fstat(fd.fileno()).st_mode) for fd in (source, target)]
+    if kinds[0] != kinds[1]:  # move_mount(2) would say no more than EINVAL
+        words = ["a directory" if kind else "not a directory" for kind in kinds]
+        raise MountError(
+            f"{step.path}: {named(step.source)} is {words[0]}, {named(step.destination)} is {words[1]}"
+        )
 
 
 def _dress(fd: int, step: BindStep) -> None:

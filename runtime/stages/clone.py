@@ -11,9 +11,9 @@ import errno
 import gc
 import os
 
-from runtime import trace
 from runtime.linux import constants as c
 from runtime.linux import process
+from runtime.trace import Timeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,19 +32,20 @@ _RESETTABLE = tuple(number for number in _ALL_SIGNALS if number not in (_signal.
 class Step:
     """What a child is about to do, so that its failure can be reported with operation and object."""
 
-    __slots__ = ("operation", "subject")
+    __slots__ = ("operation", "subject", "timeline")
 
     def __init__(self) -> None:
         self.operation, self.subject = "begin", ""
+        self.timeline = Timeline()
 
     def begin(self, operation: str, subject: str = "") -> None:
         """The step before is done: note when, and what comes now."""
-        trace.mark(self.operation)
+        self.timeline.mark(self.operation)
         self.operation, self.subject = operation, subject
 
     def done(self) -> None:
         """The last step is done."""
-        trace.mark(self.operation)
+        self.timeline.mark(self.operation)
 
 
 def clone_stage(
@@ -92,7 +93,6 @@ def _be_stage(name: str, run: Callable[[Step], None], report: Channel, keep: tup
     step = Step()
     status = 255
     try:
-        trace.take()
         gc.disable()  # a collection would write to every page that is still shared with the parent
         _signal.set_wakeup_fd(-1)  # shared with the parent's loop, which would be woken by our signals
         for number in _RESETTABLE:

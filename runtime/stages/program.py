@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from runtime import labels, trace
+from runtime import labels
 from runtime.credentials import become
 from runtime.linux.process import set_no_new_privs
 from runtime.linux.seccomp import load
@@ -106,7 +106,7 @@ def _give_to(fd: int, uid: int) -> None:
             pass  # a read-only or foreign file system: the descriptor itself works all the same
 
 
-def announce(prepared: Prepared, main: Channel) -> None:
+def announce(step: Step, prepared: Prepared, main: Channel) -> None:
     """Say that nothing but the start is left, and hand over what stage 0 must own."""
     names, fds = [], []
     if prepared.console is not None:
@@ -115,7 +115,7 @@ def announce(prepared: Prepared, main: Channel) -> None:
     if prepared.listener >= 0:
         names.append("seccomp")
         fds.append(prepared.listener)
-    main.send(Ready(tuple(names), tuple(trace.take())), fds)
+    main.send(Ready(tuple(names), step.timeline.marks()), fds)
     if prepared.console is not None:
         prepared.console.close()
     if prepared.listener >= 0:

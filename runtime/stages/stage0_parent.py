@@ -11,7 +11,6 @@ import _signal
 import errno
 import os
 
-from runtime import trace
 from runtime.errors import StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from runtime.namespaces import NamespacePlan
     from runtime.stages.channel import Channel
     from runtime.stages.plan import LandlordPlan, TenantPlan
+    from runtime.trace import Timeline
     from runtime.waiting import Operation
 
 # A stage that neither answers nor ends in this time is stuck (a frozen cgroup, a dead file server).
@@ -49,24 +49,26 @@ class HostSide:
     """What stage 0 does for a stage on its request; made by the operation, called with init's pid.
 
     `set_limits`: rlimits and oom_score_adj; returns warnings. `write_mapping`: the uid and gid maps.
-    `run_hooks`: prestart and createRuntime, as an operation.
+    `run_hooks`: prestart and createRuntime, as an operation. `timeline` takes everybody's marks.
     """
 
-    __slots__ = ("run_hooks", "set_limits", "write_mapping")
+    __slots__ = ("run_hooks", "set_limits", "timeline", "write_mapping")
 
     def __init__(
         self,
+        timeline: Timeline,
         set_limits: Callable[[int], tuple[str, ...]],
         write_mapping: Callable[[int], None] | None = None,
         run_hooks: Callable[[int], Operation[None]] | None = None,
     ) -> None:
+        self.timeline = timeline
         self.set_limits, self.write_mapping, self.run_hooks = set_limits, write_mapping, run_hooks
 
 
 class Launched:
     """A stage 2 that is ready: behind the start gate (a landlord), or past its execve (a tenant)."""
 
-    __slots__ = ("cgroup", "channel", "console", "listener", "marks", "pid", "pidfd", "warnings")
+    __slots__ = ("cgroup", "channel", "console", "listener", "pid", "pidfd", "warnings")
 
     def __init__(self, pid: int, pidfd: OwnedFd, channel: Channel) -> None:
         self.pid = pid
@@ -74,7 +76,6 @@ class Launched:
         self.channel = channel
         self.console: OwnedFd | None = None
         self.listener: OwnedFd | None = None
-        self.marks: tuple[tuple[str, int], ...] = ()
         self.warnings: tuple[str, ...] = ()
         self.cgroup = "own"
 
@@ -149,6 +150,7 @@ def launch_tenant(
     launched.cgroup = joined
     try:
         yield from await_execve(launched)
+        host.timeline.mark("execute")
     except BaseException as failure:
         yield from _bury(launched.pid, launched.pidfd, failure)
         launched.close()
@@ -171,7 +173,6 @@ def await_execve(launched: Launched) -> Operation[None]:
         message, fds = yield from launched.channel.received((), STAGE_TIMEOUT_S)
     except ChannelClosed:
         launched.channel.close()
-        trace.mark("execve seen")
         return
     close_all(fds)
     raise StageError("main", "read", "message", f"expected the end of the channel, got {message!r}")
@@ -183,7 +184,7 @@ def _clone_failure(error: OSError) -> StageError:
 
 def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
     """Answer requests until Ready; on any failure, the stages are killed and waited for, and it is raised."""
-    trace.mark("clone")
+    host.timeline.mark("clone")
     child, pidfd = channels.pid, channels.pidfd
     yield Claim(child)
     launched: Launched | None = None
@@ -245,7 +246,9 @@ def _converse_with_init(launched: Launched, host: HostSide) -> Operation[None]:
         elif host.run_hooks is not None:
             yield from host.run_hooks(launched.pid)
             channel.send(HooksDone())
-    launched.marks, launched.warnings = message.marks, warnings + message.warnings
+    host.timeline.mark("hear that it is ready")
+    host.timeline.add(message.marks)
+    launched.warnings = warnings + message.warnings
     for name, fd in zip(message.fds, fds, strict=True):
         if name == "console":
             launched.console = fd

@@ -32,5 +32,5 @@ def become_tenant(step: Step, plan: TenantPlan, main: Channel) -> NoReturn:
     step.begin("join session keyring")
     join_session_keyring(plan.container_id, plan.process.selinux_label)
     prepared = prepare_program(step, plan.process, main, landlord=False)
-    announce(prepared, main)
+    announce(step, prepared, main)
     run_program(step, prepared)

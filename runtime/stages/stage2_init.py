@@ -55,7 +55,7 @@ def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
     step.begin("make session keyring")
     make_session_keyring(plan.id, bool(new & c.CLONE_NEWUSER), plan.process.selinux_label)
     prepared = prepare_program(step, plan.process, main, landlord=True)
-    announce(prepared, main)
+    announce(step, prepared, main)
     main.expect(Start)
     run_program(step, prepared)
 

@@ -137,7 +137,8 @@ class ServerConnection:
         events: list[Call | StreamData | Refused] = []
         for frame in self._reader.receive(data):
             if frame.payload is None:
-                events.append(self._refuse_oversized(frame))
+                text = f"message of {frame.announced} bytes is too large"
+                events.append(self._refuse(frame.stream_id, RESOURCE_EXHAUSTED, text))
             elif frame.kind == REQUEST:
                 events.append(self._on_request(frame, frame.payload))
             elif frame.kind == DATA:
@@ -233,13 +234,6 @@ class ServerConnection:
             return f"stream id {stream_id} was used before, or comes after a higher one"
         self._last_stream_id = stream_id
         return ""
-
-    def _refuse_oversized(self, frame: Frame) -> Refused:
-        if frame.kind == REQUEST:
-            self._register(frame.stream_id)
-        return self._refuse(
-            frame.stream_id, RESOURCE_EXHAUSTED, f"message of {frame.announced} bytes is too large"
-        )
 
     def _refuse(self, stream_id: int, code: int, message: str) -> Refused:
         self._streams.pop(stream_id, None)

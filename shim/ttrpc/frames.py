@@ -50,7 +50,7 @@ class Frame(Record):
     kind: int
     flags: int
     payload: bytes | None
-    announced: int = 0
+    announced: int
 
 
 def pack_frame(stream_id: int, kind: int, flags: int, payload: bytes) -> bytes:

@@ -12,9 +12,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.harness import containerd, handlers, leaks
+from tests.harness import containerd, handlers, leaks, venv
 from tests.harness.containerd import Containerd
 from tests.harness.crictl import Crictl
+from tests.harness.paths import VENV
 from tests.harness.registry import BUSYBOX, Registry
 
 
@@ -22,7 +23,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what a reference runtime cannot do: tests marked `manor_only`, which say why."""
 
     def left_out(item: pytest.Item) -> bool:
-        handler = item.callspec.params.get("handler") if isinstance(item, pytest.Function) else None
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        handler = parameters.get("handler")
         return handler not in (None, "manor") and item.get_closest_marker("manor_only") is not None
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
@@ -31,7 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def registry() -> Iterator[Registry]:
-    """The registry that all nodes of the session pull from."""
+    """The registry that all nodes of the session pull from; and the launcher, which must be of the code we test."""
+    venv.write_commands(VENV / "bin" / "python")
     served = Registry()
     yield served
     served.close()

@@ -145,7 +145,7 @@ class Containerd:
         directory = self.instance.directory
         registry.write_hosts(directory / "certs.d")
         self.run_dir.mkdir(mode=0o700)
-        self._programs = directory / "bin"    # containerd 1.6 finds a shim by PATH only
+        self._programs = directory / "bin"  # containerd 1.6 finds a shim by PATH only
         self._programs.mkdir()
         (self._programs / SHIM.name).symlink_to(SHIM)
         template = CONFIGURATION_2 if self.version == "1.6" else CONFIGURATION_3

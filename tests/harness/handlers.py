@@ -70,6 +70,9 @@ def available() -> list[Handler]:
 
 
 def under_test() -> list[str]:
-    """The handlers that end-to-end tests run on. `$MANOR_TEST_HANDLERS` names others: "runc" tests the tests."""
-    chosen = os.environ.get("MANOR_TEST_HANDLERS", "runc")
+    """The handlers that end-to-end tests run on: Manor, and runc, on which the tests are tested.
+
+    `$MANOR_TEST_HANDLERS` chooses others, separated by commas.
+    """
+    chosen = os.environ.get("MANOR_TEST_HANDLERS", "manor,runc")
     return [name.strip() for name in chosen.split(",")]

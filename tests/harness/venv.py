@@ -157,7 +157,7 @@ def _make(directory: Path, interpreter: Interpreter) -> None:
         run(command)
 
 
-def _write_commands(python: Path) -> None:
+def write_commands(python: Path) -> None:
     """Put the checkout on the environment's path and write its two commands."""
     (site,) = VENV.glob("lib/python3.*/site-packages")
     (site / "manor.pth").write_text(f"{CHECKOUT}\n", encoding="utf-8")
@@ -173,7 +173,7 @@ def _write_commands(python: Path) -> None:
 def ensure() -> None:
     """Make `.venv` ready to use by hand."""
     python = environment(VENV, interpreters()[0], "dev")
-    _write_commands(python)
+    write_commands(python)
 
 
 def unit_environments() -> list[Path]:

@@ -45,7 +45,19 @@ BESIDE_THE_SHIM = ("shim/install.py", "shim/scribe")
 # What a shim may load of the standard library: C modules, and what the interpreter has loaded already.
 LIGHT = {
     *("__future__", "array", "errno", "fcntl", "gc", "marshal", "os", "posix", "resource", "select", "stat"),
-    *("struct", "sys", "termios", "time", "_heapq", "_imp", "_json", "_sha2", "_sha256", "_signal", "_socket"),
+    *(
+        "struct",
+        "sys",
+        "termios",
+        "time",
+        "_heapq",
+        "_imp",
+        "_json",
+        "_sha2",
+        "_sha256",
+        "_signal",
+        "_socket",
+    ),
     "_struct",
 }
 HEAVY = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from tests.wire.facts import Row
+from tests.wire.tables import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

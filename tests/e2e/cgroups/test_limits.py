@@ -127,6 +127,18 @@ def test_limits_are_those_that_runc_sets(yard: Yard, tmp_path: Path, resources: 
     assert len(ours) >= 9
 
 
+def test_unified_machine_counts_with_every_controller_and_a_hybrid_one_changes_nothing(yard: Yard) -> None:
+    hierarchy = yard.layout.unified
+    if hierarchy is None:
+        pytest.skip("no cgroup v2 here")
+    parent = Path(hierarchy.mountpoint, yard.parent)
+    cgroup = yard.make()
+    if yard.layout.mode == "unified":
+        assert yard.read(cgroup, "cgroup.controllers").split() == list(hierarchy.controllers)
+    else:
+        assert (parent / "cgroup.subtree_control").read_text().strip() == ""
+
+
 # ---- updates -----------------------------------------------------------------------------------
 
 

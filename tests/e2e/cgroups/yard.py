@@ -63,15 +63,23 @@ class Yard:
 
     def wait(self, pid: int) -> int:
         """The exit code of a member, negative for a signal."""
-        status = os.waitpid(pid, 0)[1]
+        waited: list[int] = []
+
+        def ended() -> bool:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            waited.append(status)
+            return found == pid
+
+        until(ended)
         os.close(self.members.pop(pid))
-        return os.waitstatus_to_exitcode(status)
+        return os.waitstatus_to_exitcode(waited[-1])
 
     def run(self, cgroup: Cgroup, *arguments: str) -> int:
         return self.wait(self.spawn(cgroup, *arguments))
 
     def close(self) -> None:
         for cgroup in self.cgroups:
+            cgroup.thaw()
             cgroup.signal_all(signal.SIGKILL)
         for pid in list(self.members):
             os.kill(pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 
 from cri.api import api_pb2, api_pb2_grpc
-from tests.wire import facts, oracle
+from tests.wire import oracle, tables
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def test_compiled_messages_and_services_are_those_of_the_cri() -> None:
     file = descriptor_pb2.FileDescriptorProto()
     api_pb2.DESCRIPTOR.CopyToProto(file)
-    assert set(oracle.rows_of(file)) == set(facts.rows("runtime.v1"))
+    assert set(oracle.rows_of(file)) == set(tables.rows("runtime.v1"))
 
 
 def test_services_are_called_by_the_names_of_kubernetes() -> None:
@@ -38,7 +38,7 @@ def test_services_are_called_by_the_names_of_kubernetes() -> None:
     ):
         channel = Channel()
         stub(channel)  # type: ignore[call-overload]
-        streaming = {row.element: row.label for row in facts.rows("runtime.v1") if row.full_name == service}
+        streaming = {row.element: row.label for row in tables.rows("runtime.v1") if row.full_name == service}
         assert channel.paths == {
             f"/{service}/{method}": "unary_stream" if label == "server" else "unary_unary"
             for method, label in streaming.items()

@@ -117,7 +117,12 @@ def test_version_asks_as_the_kubelet_does(client: Client) -> None:
 
 
 def test_a_pod_and_its_container_are_made_of_their_configs(client: Client, runtime: Runtime) -> None:
-    pod = pod_config("web", log_directory="/logs", annotations={"a": "b"})
+    pod = pod_config("web", log_directory="/logs", cgroup_parent="/pods", annotations={"a": "b"})
+    assert (pod.log_directory, pod.linux.cgroup_parent, dict(pod.annotations)) == (
+        "/logs",
+        "/pods",
+        {"a": "b"},
+    )
     container = container_config("main", "busybox", ["sleep", "1"], log_path="main.log", tty=True)
     assert client.run_pod(pod, handler="manor") == "p1"
     assert client.create("p1", container, pod) == "c1"

@@ -16,7 +16,9 @@ def line(*spans: dict[str, object]) -> str:
     return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": list(spans)}]}]}) + "\n"
 
 
-def raw(name: str, start_ms: int, end_ms: int, identity: str = "a", parent: str = "", of: str = "t") -> dict[str, object]:
+def raw(
+    name: str, start_ms: int, end_ms: int, identity: str = "a", parent: str = "", of: str = "t"
+) -> dict[str, object]:
     return {
         "traceId": of,
         "spanId": identity,
@@ -35,13 +37,22 @@ def test_spans_are_read_from_every_request_of_the_file() -> None:
 
 
 def test_a_line_that_was_cut_short_is_passed_over() -> None:
-    assert [span.name for span in trace.parse(['{"resourceSpans": [{', line(raw("whole", 0, 1))])] == ["whole"]
+    assert [span.name for span in trace.parse(['{"resourceSpans": [{', line(raw("whole", 0, 1))])] == [
+        "whole"
+    ]
 
 
 def test_children_follow_their_parent_in_order_of_start() -> None:
     spans = list(
         trace.parse(
-            [line(raw("late", 5, 6, "c", "a"), raw("early", 1, 2, "b", "a"), raw("root", 0, 9), raw("deep", 1, 2, "d", "b"))]
+            [
+                line(
+                    raw("late", 5, 6, "c", "a"),
+                    raw("early", 1, 2, "b", "a"),
+                    raw("root", 0, 9),
+                    raw("deep", 1, 2, "d", "b"),
+                )
+            ]
         )
     )
     assert [(depth, span.name) for depth, span in trace.tree(spans)] == [

@@ -171,6 +171,7 @@ def test_a_refusal_is_heard_although_the_request_was_not_read() -> None:
     theirs.close()
     assert launcher.hear(ours) == b"-because"
     assert launcher.hear(ours) == b""
+    ours.close()
 
 
 def socketpair() -> tuple[_socket.socket, _socket.socket]:

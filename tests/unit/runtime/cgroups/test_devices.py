@@ -59,8 +59,9 @@ def test_privileged_container_is_denied_nothing() -> None:
     assert plan_devices((DENY_ALL, ALLOW_ALL)) == DevicePolicy(allow_by_default=True)
 
 
-def test_deny_all_forgets_what_was_allowed_before() -> None:
-    assert plan_devices((ALLOW_ALL, allow("b", 7, 0), DENY_ALL)) == plan_devices(())
+def test_rule_for_everything_forgets_what_came_before_it() -> None:
+    assert plan_devices((allow("b", 7, 0), DENY_ALL)) == plan_devices(())
+    assert plan_devices((ALLOW_ALL, deny("b", 7, 0), ALLOW_ALL)) == DevicePolicy(allow_by_default=True)
 
 
 def test_some_access_to_every_device_is_not_every_access() -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from runtime.errors import StageError
 from runtime.linux import process
-from runtime.stages import clone
 from runtime.stages.channel import Channel, ChannelClosed, channel_pair
 from runtime.stages.clone import Step, clone_stage
 from runtime.stages.messages import Ready, Start
@@ -123,12 +122,16 @@ def test_a_sibling_is_a_child_of_our_parent() -> None:
     assert exit_code(pid) == 0
 
 
+def waits_for_start(_step: Step, far: Channel) -> None:
+    far.expect(Start)
+
+
 def test_clone_is_used_where_clone3_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_arguments: object) -> tuple[int, int]:
         raise OSError(errno.ENOSYS, "clone3: Function not implemented")
 
-    monkeypatch.setattr(clone.process, "clone3", missing)
-    near, pid = cloned(lambda step, far: far.expect(Start) and None)
+    monkeypatch.setattr(process, "clone3", missing)
+    near, pid = cloned(waits_for_start)
     near.send(Start())
     assert exit_code(pid) == 0
 
@@ -138,7 +141,7 @@ def test_any_other_error_of_clone3_is_its_answer(monkeypatch: pytest.MonkeyPatch
     def refuse(*_arguments: object) -> tuple[int, int]:
         raise OSError(number, "clone3")
 
-    monkeypatch.setattr(clone.process, "clone3", refuse)
+    monkeypatch.setattr(process, "clone3", refuse)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with pytest.raises(OSError, match="clone3") as caught:
         cloned(lambda _step, _far: None)

@@ -23,7 +23,8 @@ from runtime.stages.messages import (
     Start,
 )
 from runtime.stages.stage0_parent import HostSide, Launched, await_execve, start_landlord
-from runtime.waiting import run
+from runtime.trace import Timeline
+from runtime.waiting import Sleep, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
-        self.side = HostSide(self._limits, self._mapping, self._hooks)
+        self.side = HostSide(Timeline(), self._limits, self._mapping, self._hooks)
 
     def _limits(self, pid: int) -> tuple[str, ...]:
         self.asked.append(("limits", pid))
@@ -51,8 +52,7 @@ class Recorder:
 
     def _hooks(self, pid: int) -> Operation[None]:
         self.asked.append(("hooks", pid))
-        return
-        yield
+        yield Sleep(0)
 
 
 def stage(script: Script) -> Channels:
@@ -64,6 +64,10 @@ def stage(script: Script) -> Channels:
 
 def converse(channels: Channels, recorder: Recorder | None = None) -> Launched:
     return run(stage0_parent._converse(channels, (recorder or Recorder()).side))
+
+
+def waits_for_start(far: Channel) -> None:
+    far.expect(Start)
 
 
 def finish(launched: Launched) -> int:
@@ -81,7 +85,7 @@ def test_a_stage_is_ready_when_it_says_so() -> None:
     recorder = Recorder()
     launched = converse(stage(script), recorder)
     assert recorder.asked == [("limits", launched.pid)]
-    assert launched.marks == (("pivot into", 5),)
+    assert ("pivot into", 5) in recorder.side.timeline.marks()
     assert launched.warnings == ("a limit was lowered", "something is odd")
     run(start_landlord(launched))
     assert finish(launched) == 0
@@ -157,7 +161,7 @@ def test_a_stage_that_says_the_wrong_thing_is_killed() -> None:
 
 def test_a_stage_that_is_stuck_is_killed_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage0_parent, "STAGE_TIMEOUT_S", 0.05)
-    channels = stage(lambda far: far.expect(Start) and None)
+    channels = stage(waits_for_start)
     with pytest.raises((StageError, TimeoutError)):
         converse(channels)
     with pytest.raises(ChildProcessError):
@@ -168,9 +172,9 @@ def test_limits_that_cannot_be_set_end_the_stage() -> None:
     def refuse(_pid: int) -> tuple[str, ...]:
         raise PermissionError(1, "RLIMIT_NOFILE")
 
-    channels = stage(lambda far: far.expect(LimitsSet) and None)
+    channels = stage(waits_for_start)
     with pytest.raises(PermissionError):
-        run(stage0_parent._converse(channels, HostSide(refuse)))
+        run(stage0_parent._converse(channels, HostSide(Timeline(), refuse)))
     with pytest.raises(ChildProcessError):
         os.waitpid(channels.pid, 0)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
+from typing import Any as Any_
 
 import pytest
 from google.protobuf.message import DecodeError
@@ -20,7 +22,7 @@ from shim.api import (
     ttrpc,
 )
 from shim.api.codec import CodecError, decode, encode
-from shim.api.message import Message
+from shim.api.message import Message, MessageType, message, messages, string_map
 from shim.api.types import Any, Empty, Mount, ProcessInfo, Timestamp
 from tests.wire import oracle
 from tests.wire.samples import contents, from_protobuf, random_message, to_protobuf
@@ -139,6 +141,8 @@ def test_64_bit_numbers_keep_their_sign(data: bytes, seconds: int) -> None:
 
 def test_a_number_is_cut_to_the_width_of_its_field() -> None:
     assert decode(Timestamp, b"\x10\xff\xff\xff\xff\x7f").nanos == -1
+    assert decode(Timestamp, b"\x10\x80\x80\x80\x80\x08").nanos == -(2**31)
+    assert decode(Timestamp, b"\x10\xff\xff\xff\xff\x07").nanos == 2**31 - 1
     assert decode(task.StartResponse, b"\x08\xff\xff\xff\xff\x7f").pid == 0xFFFFFFFF
     assert decode(task.KillRequest, b"\x20\x80\x02").all is True
 
@@ -328,6 +332,31 @@ def test_groups_nested_deeper_than_the_limit_are_refused() -> None:
         decode(Empty, nested(codec.MAX_DEPTH))
     with pytest.raises(CodecError, match="nested deeper than 100"):
         decode(Empty, b"\x7b" * 100_000)
+
+
+def test_messages_nested_deeper_than_the_limit_are_refused() -> None:
+    class Innermost(Message):
+        NAME = "innermost"
+        names: Mapping[str, str] = string_map(1)
+
+    chain: list[type[Message]] = [Innermost]
+    for depth in range(codec.MAX_DEPTH):
+        declared = (message, messages)[depth % 2](1, chain[-1])
+        outer: Any_ = MessageType("Outer", (Message,), {"NAME": "outer", "inner": declared})
+        chain.append(outer)
+
+    def nested(depth: int) -> bytes:
+        data = b""
+        for _ in range(depth - 1):
+            length = bytearray()
+            codec._append_varint(length, len(data))
+            data = b"\x0a" + bytes(length) + data
+        return data
+
+    decode(chain[codec.MAX_DEPTH - 2], nested(codec.MAX_DEPTH))
+    for depth in (codec.MAX_DEPTH - 1, codec.MAX_DEPTH):  # the entry of a map is a message, too
+        with pytest.raises(CodecError, match="nested deeper than 100"):
+            decode(chain[depth], nested(depth + 2))
 
 
 @pytest.mark.parametrize(

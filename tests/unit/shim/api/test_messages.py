@@ -18,7 +18,7 @@ from shim.api import (
 )
 from shim.api import message as declarations
 from shim.api.message import Field, Message
-from tests.wire import facts, oracle
+from tests.wire import oracle, tables
 
 MODULES = (bootstrap, events, metrics_v1, metrics_v2, options, runtime_info, sandbox, task, ttrpc, types)
 CLASSES = sorted(
@@ -63,19 +63,19 @@ def described(field: Field) -> tuple[str, str, str, str, str]:
 @pytest.mark.parametrize("message", CLASSES, ids=lambda message: message.NAME)
 def test_fields_are_those_of_the_protocol(message: type[Message]) -> None:
     expected = {
-        (row.element, row.number, row.label, "enum" if facts.is_enum(row.type) else row.type, row.oneof)
-        for row in facts.fields(message.NAME)
+        (row.element, row.number, row.label, "enum" if tables.is_enum(row.type) else row.type, row.oneof)
+        for row in tables.fields(message.NAME)
     }
     assert {described(field) for field in message.FIELDS} == expected
     assert [field.number for field in message.FIELDS] == sorted(field.number for field in message.FIELDS)
 
 
-@pytest.mark.parametrize("package", facts.SHIM_PACKAGES)
+@pytest.mark.parametrize("package", tables.SHIM_PACKAGES)
 def test_compiled_protos_are_those_of_the_protocol(package: str) -> None:
     declared = {
         row for file in oracle.descriptors().file if file.package == package for row in oracle.rows_of(file)
     }
-    expected = set(facts.rows(package))
+    expected = set(tables.rows(package))
     if package == "google.protobuf":  # compiled from protobuf's own files, of which the table lists a part
         declared = {row for row in declared if row.full_name in {known.full_name for known in expected}}
     assert declared == expected
@@ -84,7 +84,7 @@ def test_compiled_protos_are_those_of_the_protocol(package: str) -> None:
 def test_every_message_of_the_services_has_a_class() -> None:
     names = {message.NAME for message in CLASSES}
     for package in ("containerd.task.v2", "containerd.runtime.sandbox.v1", "containerd.runtime.bootstrap.v1"):
-        assert {row.full_name for row in facts.rows(package) if row.kind == "message"} <= names
+        assert {row.full_name for row in tables.rows(package) if row.kind == "message"} <= names
 
 
 @pytest.mark.parametrize(
@@ -100,31 +100,35 @@ def test_methods_are_those_of_the_service(
     service: str, methods: dict[str, tuple[type[Message], type[Message]]]
 ) -> None:
     declared = {name: (request.NAME, answer.NAME) for name, (request, answer) in methods.items()}
-    assert declared == facts.methods(service)
+    assert declared == tables.methods(service)
 
 
 def test_version_3_of_the_task_service_differs_in_its_name_only() -> None:
-    def renamed(row: facts.Row) -> facts.Row:
-        return facts.Row(*(cell.replace("containerd.task.v3", "containerd.task.v2") for cell in row))
+    def renamed(row: tables.Row) -> tables.Row:
+        return tables.Row(*(cell.replace("containerd.task.v3", "containerd.task.v2") for cell in row))
 
-    assert {renamed(row) for row in facts.rows("containerd.task.v3")} == set(facts.rows("containerd.task.v2"))
-    assert facts.methods(task.SERVICE_V3).keys() == task.METHODS.keys()
+    assert {renamed(row) for row in tables.rows("containerd.task.v3")} == set(
+        tables.rows("containerd.task.v2")
+    )
+    assert tables.methods(task.SERVICE_V3).keys() == task.METHODS.keys()
 
 
 def test_enum_values_are_those_of_the_protocol() -> None:
     statuses = {
         name.removeprefix("STATUS_"): value for name, value in vars(types).items() if "STATUS_" in name
     }
-    assert statuses == facts.enum_values("containerd.v1.types.Status")
+    assert statuses == tables.enum_values("containerd.v1.types.Status")
     levels = {name: value for name, value in vars(bootstrap).items() if name.startswith("LOG_LEVEL_")}
-    assert levels == facts.enum_values("containerd.runtime.bootstrap.v1.LogLevel")
+    assert levels == tables.enum_values("containerd.runtime.bootstrap.v1.LogLevel")
     capabilities = {name: value for name, value in vars(bootstrap).items() if name.startswith("CAPABILITY_")}
-    assert capabilities == facts.enum_values("containerd.runtime.bootstrap.v1.Capability")
+    assert capabilities == tables.enum_values("containerd.runtime.bootstrap.v1.Capability")
 
 
 def test_topics_and_type_urls_are_those_of_containerd() -> None:
-    assert {message.NAME: topic for message, topic in events.TOPICS.items()} == facts.constants("event_topic")
-    assert facts.constants("typeurl") == {
+    assert {message.NAME: topic for message, topic in events.TOPICS.items()} == tables.constants(
+        "event_topic"
+    )
+    assert tables.constants("typeurl") == {
         "Spec": types.SPEC_URL,
         "Process": types.PROCESS_URL,
         "LinuxResources": types.RESOURCES_URL,

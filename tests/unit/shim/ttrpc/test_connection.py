@@ -37,7 +37,7 @@ from shim.ttrpc.frames import (
     pack_frame,
 )
 from shim.ttrpc.status import DATA_LOSS, INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, RpcError
-from tests.wire import facts
+from tests.wire import tables
 
 if TYPE_CHECKING:
     from shim.ttrpc.frames import Frame
@@ -105,7 +105,7 @@ def test_metadata_is_found_whatever_the_case_of_its_name() -> None:
 
 
 def test_the_namespace_goes_by_the_name_that_containerd_gives_it() -> None:
-    assert facts.constants("ttrpc")["namespace_metadata_key"] == NAMESPACE
+    assert tables.constants("ttrpc")["namespace_metadata_key"] == NAMESPACE
 
 
 def test_a_call_is_answered_with_one_response_frame() -> None:
@@ -203,10 +203,11 @@ def test_an_oversized_message_is_refused_on_its_stream_and_the_connection_stays(
     assert isinstance(call, Call)
 
 
-def test_an_oversized_request_uses_up_its_stream_id() -> None:
+def test_an_oversized_request_uses_up_no_stream_id() -> None:
     server = ServerConnection()
-    server.receive(oversized(1, REQUEST))
-    assert_refused(server, request(1), 1, INVALID_ARGUMENT)
+    server.receive(oversized(3, REQUEST))
+    (call,) = server.receive(request(1))
+    assert isinstance(call, Call)
 
 
 @pytest.mark.parametrize("kind", [0, RESPONSE, 4, 255])
@@ -311,6 +312,14 @@ def test_a_call_is_one_request_frame() -> None:
     assert frame.payload is not None
     sent = decode(Request, frame.payload)
     assert sent == Request("s", "m", b"in", 7, (KeyValue("k", "v"), KeyValue("k", "w")))
+
+
+def test_a_call_has_no_time_limit_unless_it_is_given() -> None:
+    client = ClientConnection()
+    for opening in (client.call("s", "m", b"")[1], client.open_stream("s", "m", client_streams=True)[1]):
+        payload = only_frame(opening).payload
+        assert payload is not None
+        assert decode(Request, payload) == Request("s", "m")
 
 
 def test_answers_come_in_any_order() -> None:

@@ -17,7 +17,7 @@ from shim.ttrpc.frames import (
     ProtocolError,
     pack_frame,
 )
-from tests.wire import facts
+from tests.wire import tables
 
 SAMPLES = [
     Frame(1, REQUEST, 0, b"hello", 5),
@@ -32,7 +32,7 @@ def packed(frame: Frame) -> bytes:
 
 
 def test_numbers_are_those_of_the_protocol() -> None:
-    known = facts.constants("ttrpc")
+    known = tables.constants("ttrpc")
     assert known == {
         "header_bytes": str(frames.HEADER_BYTES),
         "max_payload_bytes": str(MAX_PAYLOAD),

@@ -7,11 +7,11 @@ import pytest
 from shim.api.ttrpc import Status
 from shim.ttrpc import status
 from shim.ttrpc.status import RpcError, code_name, code_of, unknown_method, unknown_service
-from tests.wire import facts
+from tests.wire import tables
 
 
 def test_codes_are_those_of_grpc() -> None:
-    known = {name: int(value) for name, value in facts.constants("grpc_status").items()}
+    known = {name: int(value) for name, value in tables.constants("grpc_status").items()}
     assert dict(zip(status.NAMES, range(17), strict=True)) == known
     ours = {
         name.replace("_", ""): value

@@ -1,0 +1,163 @@
+"""A container's /dev."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runtime.rootfs import bind_console
+from tests.e2e.rootfs.conftest import bind, mount_lines
+
+if TYPE_CHECKING:
+    from tests.e2e.rootfs.conftest import Canary, Inside
+    from tests.e2e.runtime.conftest import Runner
+    from tests.harness.bundles import Bundle
+
+
+def list_dev() -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for name in sorted(os.listdir("/dev")):
+        status = os.lstat(f"/dev/{name}")
+        if stat.S_ISLNK(status.st_mode):
+            found[name] = [os.readlink(f"/dev/{name}")]
+        elif stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            found[name] = [oct(status.st_mode), os.major(status.st_rdev), os.minor(status.st_rdev)]
+        else:
+            found[name] = [oct(status.st_mode)]
+    return found
+
+
+def test_the_default_devices_and_links_are_there(inside: Inside, bundle: Bundle) -> None:
+    found = inside(list_dev)
+    core = {"core": ["/proc/kcore"]} if os.path.exists("/proc/kcore") else {}
+    assert found == core | {
+        "fd": ["/proc/self/fd"],
+        "full": ["0o20666", 1, 7],
+        "null": ["0o20666", 1, 3],
+        "ptmx": ["pts/ptmx"],
+        "pts": ["0o40755"],
+        "random": ["0o20666", 1, 8],
+        "shm": ["0o41777"],
+        "stderr": ["/proc/self/fd/2"],
+        "stdin": ["/proc/self/fd/0"],
+        "stdout": ["/proc/self/fd/1"],
+        "tty": ["0o20666", 5, 0],
+        "urandom": ["0o20666", 1, 9],
+        "zero": ["0o20666", 1, 5],
+    }
+
+
+def test_devices_of_the_config_have_their_kind_mode_and_owner(inside: Inside, bundle: Bundle) -> None:
+    bundle.config["linux"]["devices"] = [
+        {
+            "path": "/dev/net/tun",
+            "type": "c",
+            "major": 10,
+            "minor": 200,
+            "fileMode": 0o600,
+            "uid": 7,
+            "gid": 8,
+        },
+        {"path": "/dev/loop9", "type": "b", "major": 7, "minor": 9, "fileMode": 0o660},
+        {"path": "/srv/pipe", "type": "p"},
+        {"path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o444},
+    ]
+
+    def look() -> list[Any]:
+        found = []
+        for path in ("/dev/net/tun", "/dev/loop9", "/srv/pipe", "/dev/null"):
+            status = os.stat(path)
+            found.append([oct(status.st_mode), status.st_rdev, status.st_uid, status.st_gid])
+        return found
+
+    assert inside(look) == [
+        ["0o20600", os.makedev(10, 200), 7, 8],
+        ["0o60660", os.makedev(7, 9), 0, 0],
+        ["0o10666", 0, 0, 0],
+        ["0o20444", os.makedev(1, 3), 0, 0],
+    ]
+
+
+def test_an_images_own_ptmx_is_replaced(inside: Inside, bundle: Bundle) -> None:
+    bundle.config["mounts"] = [each for each in bundle.config["mounts"] if each["destination"] != "/dev"]
+    os.mknod(bundle.rootfs / "dev/ptmx", stat.S_IFCHR | 0o666, os.makedev(5, 2))
+    assert inside(lambda: os.readlink("/dev/ptmx")) == "pts/ptmx"
+
+
+def test_a_bound_dev_gets_nothing_from_us(inside: Inside, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    bundle.config["mounts"] = [bundle.config["mounts"][0], bind(tmp_path / "dev", "/dev", "ro")]
+    assert inside(list_dev) == {}
+    assert list((tmp_path / "dev").iterdir()) == []
+
+
+@pytest.mark.parametrize("variant", ["/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/etc", "/run"])
+def test_a_dev_that_is_a_symlink_fills_nothing_outside(
+    inside: Inside, bundle: Bundle, canary: Canary, variant: str
+) -> None:
+    """CVE-2026-41579, CVE-2026-47766: the image's /dev leads to a directory of the host's."""
+    bundle.config["mounts"] = [bundle.config["mounts"][0]]
+    path = bundle.rootfs / variant[1:]
+    if path.is_dir():
+        for entry in path.iterdir():
+            entry.unlink()
+        path.rmdir()
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(canary.path / "dir")
+    inside(lambda: None)
+    canary.assert_untouched()
+
+
+def test_a_terminal_of_the_containers_devpts_becomes_its_console(inside: Inside, bundle: Bundle) -> None:
+    bundle.config["process"]["terminal"] = True
+
+    def console() -> list[Any]:
+        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
+        os.set_blocking(master, False)
+        number = 0
+        import fcntl
+        import struct
+
+        fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK: unlock
+        slave = os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY)
+        bind_console(slave)
+        line = next(line for line in mount_lines() if line.split()[4] == "/dev/console")
+        return [line.split()[3], os.stat("/dev/console").st_rdev == os.fstat(slave).st_rdev]
+
+    assert inside(console) == ["/0", True]
+
+
+@pytest.mark.parametrize("target", ["{canary}/new", "{canary}/file", "/proc/sys/kernel/core_pattern"])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_console_that_is_a_symlink_is_not_followed(
+    runner: Runner, canary: Canary, target: str, terminal: bool
+) -> None:
+    """CVE-2026-88264, CVE-2025-52565."""
+    bundle = runner.bundle("true")
+    bundle.config["mounts"] = [each for each in bundle.config["mounts"] if each["destination"] != "/dev"]
+    bundle.config["process"]["terminal"] = terminal
+    (bundle.rootfs / "dev/console").symlink_to(target.format(canary=canary.path))
+    if terminal:
+        with pytest.raises(Exception, match="/dev/console is a symlink in the root file system"):
+            runner.create(bundle)
+    else:
+        assert runner.run(bundle).code == 0
+
+
+def test_a_read_only_dev_still_gets_its_devices_and_console(runner: Runner) -> None:
+    bundle = runner.bundle("sh", "-c", "echo x > /dev/null && ! touch /dev/new && test -c /dev/console")
+    bundle.config["mounts"][1]["options"].append("ro")
+    bundle.config["process"]["terminal"] = True
+    container = runner.create(bundle)
+    from runtime.operations import start
+    from runtime.waiting import run
+
+    run(start(container))
+    status = os.waitpid(container.pid, 0x40000000)[1]
+    container.ended()
+    runner.delete(container)
+    assert os.waitstatus_to_exitcode(status) == 0

@@ -1,0 +1,117 @@
+"""A container's cgroup as a whole, on a tree of ordinary files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from runtime.cgroups import Cgroup, Hierarchy, landlord_directory, open_cgroup
+from runtime.cgroups.layout import Layout, make_layout
+from runtime.errors import CgroupError, ConfigError, Unsupported
+
+
+def hybrid(root: Path, *v1: str) -> Layout:
+    hierarchies = [Hierarchy(name, tuple(name.split(",")), str(root / name), 1) for name in v1]
+    hierarchies.append(Hierarchy("unified", (), str(root / "unified"), 2))
+    for each in hierarchies:
+        (root / each.name / "a/c").mkdir(parents=True)
+        (root / each.name / "a/c/tasks").touch()
+    return make_layout(tuple(hierarchies))
+
+
+def unified(root: Path, *controllers: str) -> Layout:
+    (root / "a/c").mkdir(parents=True)
+    return make_layout((Hierarchy("unified", controllers, str(root), 2),))
+
+
+def test_paths_are_those_of_every_hierarchy(tmp_path: Path) -> None:
+    cgroup = open_cgroup(hybrid(tmp_path, "cpu,cpuacct", "name=systemd"), "/a/c")
+    assert cgroup.paths == {
+        "cpu,cpuacct": f"{tmp_path}/cpu,cpuacct/a/c",
+        "name=systemd": f"{tmp_path}/name=systemd/a/c",
+        "unified": f"{tmp_path}/unified/a/c",
+    }
+
+
+def test_opening_a_cgroup_touches_nothing(tmp_path: Path) -> None:
+    layout = hybrid(tmp_path, "memory")
+    assert open_cgroup(layout, "", "the-id").paths["memory"] == f"{tmp_path}/memory/the-id"
+    assert not (tmp_path / "memory/the-id").exists()
+
+
+def test_memory_and_then_the_freezer_are_joined_last(tmp_path: Path) -> None:
+    layout = hybrid(tmp_path, "freezer", "memory", "cpu,cpuacct", "pids")
+    with open_cgroup(layout, "/a/c").open_join() as join:
+        names = [os.readlink(f"/proc/self/fd/{fd}").split("/")[-4] for fd in join.fds()]
+        assert names == ["cpu,cpuacct", "pids", "memory", "freezer"]
+        assert join.v2_dir is not None
+        assert os.readlink(f"/proc/self/fd/{join.v2_dir.fileno()}") == f"{tmp_path}/unified/a/c"
+        join.enter_v1()
+    assert [(tmp_path / name / "a/c/tasks").read_text() for name in ("memory", "pids")] == ["0", "0"]
+
+
+def test_join_that_fails_half_way_keeps_nothing_open(tmp_path: Path) -> None:
+    layout = hybrid(tmp_path, "cpu", "memory")
+    before = os.listdir("/proc/self/fd")
+    (tmp_path / "unified/a/c/tasks").unlink()
+    (tmp_path / "unified/a/c").rmdir()
+    with pytest.raises(FileNotFoundError):
+        open_cgroup(layout, "/a/c").open_join()
+    (tmp_path / "memory/a/c/tasks").unlink()
+    with pytest.raises(FileNotFoundError):
+        open_cgroup(layout, "/a/c").open_join()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_child_is_always_below(tmp_path: Path) -> None:
+    cgroup = open_cgroup(hybrid(tmp_path, "memory"), "/a/c")
+    assert cgroup.child("/x/./y").paths["memory"] == f"{tmp_path}/memory/a/c/x/y"
+    for path in ("..", "x/../../y", "", "/"):
+        with pytest.raises(ConfigError):
+            cgroup.child(path)
+
+
+def test_cpus_are_the_parents_where_the_cpuset_was_not_handed_down(tmp_path: Path) -> None:
+    cgroup = open_cgroup(unified(tmp_path, "cpuset"), "/a/c")
+    assert cgroup.cpuset_cpus() is None
+    (tmp_path / "cpuset.cpus.effective").write_text("0-7\n")
+    assert cgroup.cpuset_cpus() == "0-7"
+    (tmp_path / "a/cpuset.cpus.effective").write_text("0-3\n")
+    assert cgroup.cpuset_cpus() == "0-3"
+    (tmp_path / "a/c/cpuset.cpus.effective").write_text("2\n")
+    assert cgroup.cpuset_cpus() == "2"
+
+
+def test_machine_without_a_cpuset_has_no_cpus_to_tell(tmp_path: Path) -> None:
+    assert open_cgroup(unified(tmp_path, "cpu"), "/a/c").cpuset_cpus() is None
+
+
+def test_machine_without_a_freezer_can_not_pause(tmp_path: Path) -> None:
+    layout = make_layout((Hierarchy("memory", ("memory",), str(tmp_path), 1),))
+    with pytest.raises(Unsupported, match="no freezer controller"):
+        open_cgroup(layout, "/a/c").freeze()
+
+
+def test_freezer_of_a_hybrid_machine_is_v1s(tmp_path: Path) -> None:
+    assert open_cgroup(hybrid(tmp_path, "freezer"), "/a/c").freezer().version == 1
+    assert Cgroup(unified(tmp_path / "u", "cpu"), "a/c").freezer().version == 2
+
+
+def test_landlord_is_looked_up_in_the_given_procfs(tmp_path: Path) -> None:
+    layout = unified(tmp_path / "cg", "cpu")
+    (tmp_path / "proc/17").mkdir(parents=True)
+    (tmp_path / "proc/17/cgroup").write_text("3:cpu:/elsewhere\n0::/a/c\n")
+    proc = os.open(tmp_path / "proc", os.O_PATH)
+    try:
+        with landlord_directory(layout, 17, proc) as directory:
+            assert os.readlink(f"/proc/self/fd/{directory.fileno()}") == f"{tmp_path}/cg/a/c"
+        (tmp_path / "proc/17/cgroup").write_text("0::/a/c (deleted)\n")
+        with pytest.raises(FileNotFoundError):
+            landlord_directory(layout, 17, proc)
+        (tmp_path / "proc/17/cgroup").write_text("0::/../..\n")
+        with pytest.raises(CgroupError, match="process 17: no unified entry"):
+            landlord_directory(layout, 17, proc)
+    finally:
+        os.close(proc)

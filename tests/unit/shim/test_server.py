@@ -1,0 +1,299 @@
+"""The ttrpc door: a real server on a loop in a thread, a real client, and peers that misbehave."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.errors import NotFound
+from runtime.linux.fds import OwnedFd
+from runtime.waiting import Sleep
+from shim import server
+from shim.api.codec import encode
+from shim.api.task import WaitRequest, WaitResponse
+from shim.api.ttrpc import Request
+from shim.errors import failed_precondition
+from shim.log import Log
+from shim.loop import Loop
+from shim.server import Method, Server
+from shim.tasks import Cancelled, Outcome
+from shim.ttrpc import status
+from shim.ttrpc.client import Client
+from shim.ttrpc.connection import Call
+from shim.ttrpc.status import RpcError
+
+SERVICE = "test.Service"
+
+
+class Service:
+    """Methods of every kind; `request.id` says what to do."""
+
+    def __init__(self) -> None:
+        self.event = Outcome()
+        self.ended: list[str] = []
+        self.begun = 0
+
+    def at_once(self, request: WaitRequest, _call: Call) -> WaitResponse:
+        if request.id == "missing":
+            raise NotFound("no such thing")
+        if request.id == "bug":
+            raise ZeroDivisionError("a bug")
+        if request.id == "large":
+            return WaitResponse(len(request.exec_id))
+        return WaitResponse(7)
+
+    def later(self, request: WaitRequest, _call: Call) -> Generator[Any, Any, WaitResponse]:
+        self.begun += 1
+        if request.id == "refused":
+            raise failed_precondition("not now")
+        try:
+            yield Sleep(float(request.exec_id or "0.01"))
+        except TimeoutError:
+            self.ended.append("timed out")
+            raise
+        except Cancelled:
+            self.ended.append("cancelled")
+            raise
+        self.ended.append("finished")
+        return WaitResponse(8)
+
+    def wait(self, _request: WaitRequest, _call: Call) -> Generator[Any, Any, WaitResponse]:
+        self.begun += 1
+        try:
+            yield self.event
+        except Cancelled:
+            self.ended.append("abandoned")
+            raise
+        return WaitResponse(9)
+
+    def large(self, _request: WaitRequest, call: Call) -> WaitRequest:
+        return WaitRequest(exec_id="x" * 1_000_000)
+
+    def methods(self) -> dict[str, Method]:
+        return {
+            "AtOnce": Method(WaitRequest, self.at_once),
+            "Later": Method(WaitRequest, self.later),
+            "Wait": Method(WaitRequest, self.wait, abandon=True),
+            "Large": Method(WaitRequest, self.large),
+        }
+
+
+class Served:
+    def __init__(self, directory: Path) -> None:
+        self.path = str(directory / "socket")
+        self.log = directory / "log"
+        self.log.touch()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(self.path)
+        listener.listen()
+        self.loop = Loop()
+        self.loop.on_failure = lambda error: self.failures.append(error)
+        self.failures: list[Exception] = []
+        self.service = Service()
+        services = {SERVICE: self.service.methods()}
+        self.server = Server(self.loop, OwnedFd(listener.detach()), services, Log(str(self.log), "test"))
+        self._wake, self._woken = os.pipe()
+        self.loop.watch(self._wake, 1, lambda _events: None)
+        self._thread = threading.Thread(target=self.loop.run)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.loop.stop()
+        os.write(self._woken, b"x")
+        self._thread.join()
+        self.server.close()
+        self.loop.close()
+        os.close(self._wake)
+        os.close(self._woken)
+        assert self.failures == []
+
+    def ask(self, method: str, what: str = "", more: str = "", timeout_s: float = 5) -> WaitResponse:
+        with Client(self.path) as client:
+            return client.request(SERVICE, method, WaitRequest(what, more), WaitResponse, timeout_s)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    made = Served(tmp_path)
+    yield made
+    made.close()
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_handler_may_answer_at_once_or_after_waiting(served: Served) -> None:
+    assert served.ask("AtOnce").exit_status == 7
+    assert served.ask("Later").exit_status == 8
+
+
+def test_one_slow_call_does_not_hold_up_another_on_the_same_connection(served: Served) -> None:
+    with Client(served.path) as client:
+        slow = client.begin(SERVICE, "Wait", encode(WaitRequest()))
+        started = time.monotonic()
+        assert client.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+        assert time.monotonic() - started < 1
+        served.loop.call_soon(served.service.event.set)
+        os.write(served._woken, b"")
+        client.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse)  # wakes the loop
+        client.finish(slow)
+
+
+@pytest.mark.parametrize(
+    ("method", "what", "code", "text"),
+    [
+        ("AtOnce", "missing", status.NOT_FOUND, "no such thing"),
+        ("AtOnce", "bug", status.UNKNOWN, "a bug"),
+        ("Later", "refused", status.FAILED_PRECONDITION, "not now"),
+        ("Absent", "", status.UNIMPLEMENTED, "method Absent"),
+    ],
+)
+def test_a_failure_becomes_a_status_with_its_text(
+    served: Served, method: str, what: str, code: int, text: str
+) -> None:
+    with pytest.raises(RpcError) as failure:
+        served.ask(method, what)
+    assert failure.value.code == code
+    assert text in failure.value.message
+
+
+def test_a_service_that_is_not_there_is_unimplemented(served: Served) -> None:
+    with Client(served.path) as client, pytest.raises(RpcError) as failure:
+        client.call("containerd.task.v9.Task", "Create", b"")
+    assert failure.value.code == status.UNIMPLEMENTED
+    assert failure.value.message == "service containerd.task.v9.Task"
+
+
+def test_a_payload_that_is_no_message_is_the_callers_fault(served: Served) -> None:
+    with Client(served.path) as client, pytest.raises(RpcError) as failure:
+        client.call(SERVICE, "AtOnce", b"\x0a\xff")
+    assert failure.value.code == status.INVALID_ARGUMENT
+
+
+def test_only_a_bug_is_logged(served: Served) -> None:
+    for what in ("missing", "bug"):
+        with pytest.raises(RpcError):
+            served.ask("AtOnce", what)
+    lines = served.log.read_text().splitlines()
+    assert len(lines) == 1
+    assert "ZeroDivisionError: a bug" in lines[0]
+    assert "Service.at_once" in lines[0]
+
+
+def test_a_deadline_is_thrown_into_the_handler_and_told_to_the_caller(served: Served) -> None:
+    with Client(served.path) as client:
+        call = client.begin(SERVICE, "Later", encode(WaitRequest(exec_id="60")), timeout_s=0.05)
+        with pytest.raises(RpcError) as failure:
+            client.finish(call, 5)
+    assert failure.value.code == status.DEADLINE_EXCEEDED
+    assert served.service.ended == ["timed out"]
+
+
+def test_a_caller_that_leaves_abandons_its_waits_but_not_what_it_began(served: Served) -> None:
+    client = Client(served.path)
+    client.begin(SERVICE, "Wait", encode(WaitRequest()))
+    client.begin(SERVICE, "Later", encode(WaitRequest(exec_id="0.1")))
+    eventually(lambda: served.service.begun == 2)
+    client.close()
+    eventually(lambda: len(served.service.ended) == 2)
+    assert served.service.ended == ["abandoned", "finished"]
+
+
+def test_bytes_that_are_no_ttrpc_end_that_connection_only(served: Served) -> None:
+    with Client(served.path) as good, socket.socket(socket.AF_UNIX) as bad:
+        bad.connect(served.path)
+        bad.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert bad.recv(1) == b""
+        assert good.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+
+
+def test_many_calls_in_one_packet_are_all_answered(served: Served) -> None:
+    with Client(served.path) as client:
+        calls = [client.begin(SERVICE, "AtOnce", encode(WaitRequest())) for _ in range(500)]
+        assert len([client.finish(call) for call in calls]) == 500
+
+
+def test_a_caller_that_reads_no_answers_is_not_read_from_and_costs_bounded_memory(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_UNSENT_BYTES", 2_000_000)
+    request = encode(Request(SERVICE, "Large", b"", 0, []))
+    with socket.socket(socket.AF_UNIX) as greedy, Client(served.path) as polite:
+        greedy.connect(served.path)
+        greedy.setblocking(False)
+        sent = 0
+        refused = 0
+        while refused < 20:
+            try:
+                greedy.send(struct.pack(">IIBB", len(request), 2 * sent + 1, 1, 0) + request)
+                sent += 1
+            except BlockingIOError:
+                refused += 1
+                time.sleep(0.01)
+        held = max(len(connection._unsent) for connection in served.server._connections)
+        assert 2_000_000 <= held < 4_000_000
+        assert polite.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+
+
+def test_too_many_open_calls_stop_the_reading_until_some_are_answered(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_OPEN_CALLS", 10)
+    with Client(served.path) as client:
+        calls = [client.begin(SERVICE, "Later", encode(WaitRequest(exec_id="0.2"))) for _ in range(30)]
+        time.sleep(0.1)
+        assert served.service.begun == 10
+        for call in calls:
+            client.finish(call)
+        assert served.service.begun == 30
+
+
+def test_too_many_waits_are_refused_and_other_calls_still_served(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_OPEN_WAITS", 10)
+    with Client(served.path) as client:
+        calls = [client.begin(SERVICE, "Wait", encode(WaitRequest())) for _ in range(11)]
+        with pytest.raises(RpcError) as failure:
+            client.finish(calls[10])
+        assert failure.value.code == status.RESOURCE_EXHAUSTED
+        served.loop.call_soon(served.service.event.set)
+        assert client.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+        assert client.request(SERVICE, "Wait", WaitRequest(), WaitResponse).exit_status == 9
+        for call in calls[:10]:
+            client.finish(call)
+
+
+def test_a_peer_of_another_user_is_shut_out(tmp_path: Path, served: Served) -> None:
+    if os.geteuid():
+        pytest.skip("needs another user's process")
+    os.chmod(tmp_path, 0o777)
+    os.chmod(served.path, 0o777)
+    for directory in (tmp_path.parent, tmp_path.parent.parent):
+        os.chmod(directory, 0o755)
+    child = os.fork()
+    if not child:
+        os.setgid(1234)
+        os.setuid(1234)
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.settimeout(5)
+            try:
+                stranger.connect(served.path)
+                os._exit(0 if stranger.recv(1) == b"" else 1)
+            except ConnectionResetError:
+                os._exit(0)
+            except OSError:
+                os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
