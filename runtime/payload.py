@@ -125,7 +125,7 @@ def _read_passwd() -> bytes:
             status = os.fstat(fd.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_PASSWD:
                 return b""
-            return os.read(fd.fileno(), _MAX_PASSWD)
+            return os.read(fd.fileno(), status.st_size)
     except OSError:
         return b""  # as in runc: a home directory is a convenience
 

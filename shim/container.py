@@ -78,6 +78,7 @@ class Container:
         if init.io is not None:
             init.io.attach(console)
         init.pid = runtime.pid
+        self._warn(init, runtime.warnings)
         self._watch(init)
 
     def process(self, exec_id: str) -> Process:
@@ -97,6 +98,10 @@ class Container:
             if self.runtime.status == state.PAUSED:
                 return state.PAUSED
         return process.status
+
+    def _warn(self, process: Process, warnings: tuple[str, ...]) -> None:
+        for warning in warnings:
+            self.pod.log.write(WARNING, f"process {process.id}: {warning}")
 
     # --- start and exec ----------------------------------------------------------------------------
 
@@ -141,6 +146,7 @@ class Container:
             process.never_started()
             raise
         io.attach(tenant.console)
+        self._warn(process, tenant.warnings)
         process.pid, process.pidfd = tenant.pid, tenant.pidfd
         process.status = RUNNING
         process.spec = None  # it may be large, and nobody needs it any more

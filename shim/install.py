@@ -86,7 +86,8 @@ def _check_modules(python: str) -> None:
 def launcher_text(python: str, code: Path, daemon: str) -> str:
     """The whole file. `daemon` names the module that answers requests; tests have their own."""
     source = (code / "shim" / "launcher.py").read_text(encoding="utf-8")
-    constants = {"CODE": str(code), "VERSION": f"{code_version(code)} {daemon}", "DAEMON": daemon}
+    version = f"{code_version(code)} {daemon} {sys.executable}"
+    constants = {"CODE": str(code), "VERSION": version, "DAEMON": daemon, "PYTHON": sys.executable}
     lines = []
     for line in source.splitlines():
         name = line.partition(" = ")[0]

@@ -3,8 +3,8 @@
 It hands its arguments, environment, working directory and stdin to the node's warden, prints what the
 answer says and exits; what was asked it does not know. It is one file and loads nothing but built-in
 modules and `_socket`, since every import would be paid for by every pod. Where no warden can be had it
-forks the shim by itself. `python -m shim.install` writes it, with its first line and CODE, VERSION and
-DAEMON filled in. The conversation is drawn in `shim/warden.py`.
+forks the shim by itself. `python -m shim.install` writes it, with its first line and the constants below
+filled in. The conversation is drawn in `shim/warden.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 CODE = ""  # the directory that holds our packages
 VERSION = ""  # of everything in them: launcher and warden must be of one
 DAEMON = "shim.daemon"  # what answers
+PYTHON = sys.executable  # with the libraries that are not ours, for the scribe
 
 START_S = 10.0  # for a warden to come up, on a node that is busy
 ACCEPT_S = 10.0  # for a warden to fork a child that has read the request
@@ -178,7 +179,7 @@ def fork_manor(duty: str, *arguments: str) -> _socket.socket:
         sys.path.append(CODE)
         from shim.begin import begin  # the child is no launcher any more
 
-        begin(theirs.fileno(), CODE, DAEMON, duty, *arguments)
+        begin(theirs.fileno(), CODE, DAEMON, PYTHON, duty, *arguments)
     except BaseException as error:
         theirs.send(REFUSED + repr(error).encode(errors="replace")[:PART_BYTES])
     posix._exit(1)  # noqa: SLF001 - os._exit

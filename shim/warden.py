@@ -41,6 +41,7 @@ from runtime.errors import CgroupError, ManorError, describe
 from runtime.linux import process, title
 from runtime.linux.fds import OwnedFd, send_with_fds
 from runtime.stages import seal
+from shim import spans
 from shim.begin import last_words
 from shim.launcher import ACCEPTED
 from shim.start_request import LauncherGone, Unfaithful, adopt, be_patient, peer_of, receive
@@ -55,6 +56,15 @@ if TYPE_CHECKING:
 
 IDLE_S = 600  # without a shim and without a request: an upgrade leaves the old version's warden behind
 BACKLOG = 512
+TEND_S = 60  # between looks after the scribe
+# Forks, so as to be no child of the warden's: its children are the shims that keep it from being idle.
+_SCRIBE = """
+import os, sys
+os.fork() and os._exit(0)
+sys.path.append(sys.argv.pop(1))
+from shim.scribe import main
+sys.exit(main())
+"""
 _LONGEST_ADDRESS = 107  # bytes, in sun_path (unix(7))
 _STOPS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 
@@ -65,12 +75,13 @@ _STOPS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 class House:
     """What a warden holds ready and every shim inherits: our code, and what was found out about the machine."""
 
-    __slots__ = ("daemon", "layout", "seal")
+    __slots__ = ("daemon", "environ", "layout", "seal")
 
     def __init__(self, daemon: str) -> None:
         gc.disable()  # as long as we import: nothing of it will ever be garbage
         process.set_dumpable(False)
         self.seal = seal.arrive()
+        self.environ = dict(os.environ)  # ours; that of a shim is its launcher's
         os.environ.clear()
         self.layout = _layout()
         self.daemon = _import(daemon)
@@ -95,27 +106,28 @@ def _import(name: str) -> ModuleType:
     return module
 
 
-def main(channel: OwnedFd, daemon: str, duty: str, *place: str) -> NoReturn:
+def main(channel: OwnedFd, daemon: str, python: str, duty: str, *place: str) -> NoReturn:
     """Be a warden ("warden", with run directory and name) or one shim ("alone") that answers through module `daemon`.
 
-    `channel` leads to the launcher that started us. Raises whatever is in the way.
+    `channel` leads to the launcher that started us, `python` is for a scribe. Raises whatever is in the way.
     """
     if duty == "warden":
         run_dir, name = place[:2]
-        _be_warden(channel, daemon, run_dir, name)
+        _be_warden(channel, daemon, python, run_dir, name)
     _attend(channel, House(daemon))
 
 
-def _be_warden(channel: OwnedFd, daemon: str, run_dir: str, name: str) -> NoReturn:
+def _be_warden(channel: OwnedFd, daemon: str, python: str, run_dir: str, name: str) -> NoReturn:
     os.chdir(run_dir)  # its name may be longer than a socket address holds
     lock = _hold_lock(f"{name}.lock")
     house = House(daemon)
+    scribe = ScribeKeeper(python, run_dir, house.environ)
     with _listen(run_dir, f"{name}.sock") as listener:
         title.set_title([b"manor-warden", os.fsencode(run_dir)])
         process.set_process_name("manor-warden")
         send_with_fds(channel.fileno(), ACCEPTED)
         channel.close()
-        _serve(listener.fileno(), house)
+        _serve(listener.fileno(), house, scribe)
         # Whoever comes now finds no socket, or is hung up on, and starts another warden: the lock goes last.
         os.unlink(f"{name}.sock")
         os.unlink(f"{name}.lock")
@@ -152,7 +164,7 @@ def _listen(run_dir: str, name: str) -> OwnedFd:
     return OwnedFd(listener.detach())
 
 
-def _serve(listener: int, house: House) -> None:
+def _serve(listener: int, house: House, scribe: ScribeKeeper) -> None:
     """Accept and fork until told to stop, or until nothing has been alive or asked for IDLE_S."""
     # The kernel reaps for us: how a shim ended is nothing to a warden.
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
@@ -166,6 +178,7 @@ def _serve(listener: int, house: House) -> None:
             return
         if ready:
             _accept(listener, house)
+        scribe.tend()
 
 
 def _stop_signals() -> int:
@@ -207,6 +220,34 @@ def _accept(listener: int, house: House) -> None:
         if child == 0:
             _attend(connection, house)
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _STOPS)
+
+
+class ScribeKeeper:
+    """Sees to it that there is a scribe, unless that is not wanted; looks after it at most once in TEND_S."""
+
+    __slots__ = ("_command", "_environ", "_next_look", "_run_dir")
+
+    def __init__(self, python: str, run_dir: str, environ: dict[str, str]) -> None:
+        code = os.path.dirname(os.path.dirname(__file__))
+        self._command = [python, "-IB", "-c", _SCRIBE, code, run_dir, str(os.getpid())]
+        self._environ = environ
+        self._run_dir = run_dir
+        self._next_look = 0.0 if spans.enabled(environ) else float("inf")
+
+    def tend(self) -> None:
+        """Start it if nobody listens; another warden's will do."""
+        if (now := time.monotonic()) < self._next_look:
+            return
+        self._next_look = now + TEND_S
+        if connection := spans.connect(self._run_dir):
+            connection.close()
+            return
+        try:
+            os.posix_spawn(
+                self._command[0], self._command, self._environ, setsid=True, setsigdef=[_signal.SIGCHLD]
+            )
+        except OSError:
+            pass  # pods do without their times
 
 
 # ---- the shim's process ----

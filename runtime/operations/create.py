@@ -8,12 +8,20 @@ import time
 from runtime import state
 from runtime.cgroups import create_cgroup
 from runtime.container import Container
-from runtime.errors import ConfigError, InvalidState, StageError
+from runtime.errors import InvalidState, StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import close_all
 from runtime.linux.process import start_time
 from runtime.namespaces import open_joins, plan_namespaces
-from runtime.operations.process_plan import complete, plan_limits, plan_process, set_limits
+from runtime.operations.delete import remove_cgroup
+from runtime.operations.process_plan import (
+    complete,
+    plan_limits,
+    plan_process,
+    plan_time_offsets,
+    refuse_unsupported,
+    set_limits,
+)
 from runtime.rootfs import plan_rootfs
 from runtime.stages.plan import LandlordPlan
 from runtime.stages.stage0_parent import HostSide, choose_shape, launch_landlord
@@ -38,8 +46,7 @@ def create(host: Host, request: CreateRequest) -> Operation[Container]:
     """
     spec = request.spec
     timeline = Timeline()
-    if spec.process is None:
-        raise ConfigError("process", "it is needed to create a container")
+    refuse_unsupported(spec)
     namespaces = plan_namespaces(spec.linux.namespaces)
     with Undo() as undo:
         stdio, null = complete(request.stdio)
@@ -56,8 +63,10 @@ def create(host: Host, request: CreateRequest) -> Operation[Container]:
         kills_before = cgroup.oom_kill_count()
         try:
             container = yield from _launch(host, request, plan, cgroup, timeline)
-        except StageError as error:
-            raise _with_oom(error, cgroup, kills_before) from error
+        except Exception as error:
+            told = _with_oom(error, cgroup, kills_before)
+            yield from remove_cgroup(cgroup)
+            raise told from error
         undo.push(container.close)
         # Stored before init is let go: a kill in between leaves something to clean up by.
         state.save(directory, describe(container))
@@ -75,7 +84,6 @@ def _plan_landlord(
     host: Host, request: CreateRequest, namespaces: NamespacePlan, stdio: Stdio
 ) -> LandlordPlan:
     spec = request.spec
-    assert spec.process is not None
     linux = spec.linux
     return LandlordPlan(
         id=request.id,
@@ -88,7 +96,8 @@ def _plan_landlord(
         domainname=spec.domainname,
         sysctls=plan_sysctls(spec),
         host_hooks=False,
-        process=plan_process(host, spec.process, linux.seccomp, stdio),
+        time_offsets=plan_time_offsets(spec),
+        process=plan_process(host, spec.process, linux, stdio),
         joins=open_joins(namespaces),  # last: what comes before may refuse, and has nothing to close
     )
 
@@ -96,10 +105,8 @@ def _plan_landlord(
 def _launch(
     host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup, timeline: Timeline
 ) -> Operation[Container]:
-    process = request.spec.process
-    assert process is not None
     mapping = plan.mapping
-    limits = plan_limits(process)
+    limits = plan_limits(request.spec.process)
     side = HostSide(
         timeline,
         set_limits=lambda pid: set_limits(host, limits, pid),
@@ -124,9 +131,9 @@ def _launch(
     return container
 
 
-def _with_oom(error: StageError, cgroup: Cgroup, kills_before: int) -> StageError:
+def _with_oom(error: Exception, cgroup: Cgroup, kills_before: int) -> Exception:
     """The same failure, saying so if the kernel killed init for its memory limit meanwhile."""
-    if cgroup.oom_kill_count() <= kills_before:
+    if not isinstance(error, StageError) or cgroup.oom_kill_count() <= kills_before:
         return error
     return StageError(
         error.stage,

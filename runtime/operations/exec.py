@@ -40,7 +40,7 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
             landlord_pidfd=container.pidfd.fileno(),
             kinds=container.namespaces,
             affinity=affinity,
-            process=plan_process(container.host, request.process, container.spec.linux.seccomp, stdio),
+            process=plan_process(container.host, request.process, container.spec.linux, stdio),
         )
         timeline.mark("plan")
         launched = yield from _launch(container, request, plan, timeline)
@@ -86,7 +86,7 @@ def _landlord(container: Container) -> OwnedFd:
 def plan_affinity(container: Container, process: Process) -> AffinityPlan:
     """The CPUs of a tenant. The container's own execCPUAffinity serves where the exec brings none, as in runc."""
     wanted = process.exec_cpu_affinity
-    if wanted is None and container.spec.process is not None:
+    if wanted is None:
         wanted = container.spec.process.exec_cpu_affinity
     annotation = (container.spec.annotations or {}).get(ANNOTATION)
     if annotation is None:

@@ -6,20 +6,25 @@ import os
 
 from runtime import limits, seccomp
 from runtime.credentials import plan_credentials
+from runtime.errors import Unsupported
 from runtime.labels import require_available
 from runtime.linux.fds import OwnedFd
 from runtime.record import Record
+from runtime.spec.model import Hooks
 from runtime.stages.plan import ProcessPlan, Stdio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.container import Host
     from runtime.limits import Limit, SchedulerPlan
-    from runtime.spec.model import Process, Seccomp
+    from runtime.spec.model import Linux, Process, Spec
 
 
-def plan_process(host: Host, process: Process, profile: Seccomp | None, stdio: Stdio) -> ProcessPlan:
-    """Decide, and compile the filter. ConfigError or Unsupported for what the process may not ask for."""
+def plan_process(host: Host, process: Process, linux: Linux, stdio: Stdio) -> ProcessPlan:
+    """Decide, and compile the filter; `linux` is the container's.
+
+    ConfigError or Unsupported for what the process may not ask for.
+    """
     require_available(process.apparmor_profile, process.selinux_label)
     return ProcessPlan(
         args=process.args,
@@ -27,13 +32,33 @@ def plan_process(host: Host, process: Process, profile: Seccomp | None, stdio: S
         cwd=process.cwd,
         credentials=plan_credentials(process),
         no_new_privileges=process.no_new_privileges,
-        seccomp=seccomp.cached(profile, host.seccomp_cache) if profile is not None else None,
+        seccomp=seccomp.cached(linux.seccomp, host.seccomp_cache) if linux.seccomp is not None else None,
         apparmor_profile=process.apparmor_profile,
         selinux_label=process.selinux_label,
         terminal=process.terminal,
         console_size=process.console_size,
         stdio=stdio,
+        personality=None if linux.personality is None else limits.plan_personality(linux.personality)[0],
+        memory_policy=None if linux.memory_policy is None else limits.plan_memory_policy(linux.memory_policy),
     )
+
+
+def refuse_unsupported(spec: Spec) -> None:
+    """Unsupported for what a config may ask and we do not do: never run a container with less than it asked for."""
+    asked = {
+        "hooks": spec.hooks is not None and spec.hooks != Hooks(),
+        "linux.netDevices": bool(spec.linux.net_devices),
+        "linux.intelRdt": spec.linux.intel_rdt is not None,
+    }
+    for field, is_asked in asked.items():
+        if is_asked:
+            raise Unsupported(f"{field}: not supported yet")
+
+
+def plan_time_offsets(spec: Spec) -> str:
+    """The lines for /proc/PID/timens_offsets (time_namespaces(7)); "" for none."""
+    offsets = spec.linux.time_offsets or {}
+    return "".join(f"{clock} {offset.secs} {offset.nanosecs}\n" for clock, offset in offsets.items())
 
 
 class LimitsPlan(Record):

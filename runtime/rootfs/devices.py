@@ -14,6 +14,7 @@ from runtime.errors import MountError, describe
 from runtime.linux import mount as m
 from runtime.linux.beneath import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Root, openat2
 from runtime.rootfs.plan import clean
+from runtime.spec.checks import named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,23 +36,23 @@ _CORE = ("core", "/proc/kcore")
 
 def make_devices(root: Root, plan: RootfsPlan) -> None:
     """Device nodes, /dev/fd and its like, and /dev/ptmx. The umask is 0. MountError names the device."""
-    with root.make_directories("/dev") as dev:
-        for node in plan.devices:
-            try:
+    try:
+        with root.make_directories("/dev") as dev:
+            for node in plan.devices:
                 _make_device(root, dev, node, plan.bind_devices)
-            except OSError as error:
-                raise MountError(f"device {node.path}: {describe(error)}") from error
-        links = (*_SYMLINKS, _CORE) if os.access("/proc/kcore", os.F_OK) else _SYMLINKS
-        for name, target in links:
-            try:
-                os.symlink(target, name, dir_fd=dev.fileno())
-            except FileExistsError:
-                pass
-        _link_ptmx(dev.fileno())
+            _make_links(dev.fileno())
+    except OSError as error:
+        raise MountError(f"populate /dev: {describe(error)}") from error
 
 
-def _link_ptmx(dev: int) -> None:
-    # A node that the image brings would open ptys of a foreign devpts: it must go, whatever it is.
+def _make_links(dev: int) -> None:
+    links = (*_SYMLINKS, _CORE) if os.access("/proc/kcore", os.F_OK) else _SYMLINKS
+    for name, target in links:
+        try:
+            os.symlink(target, name, dir_fd=dev)
+        except FileExistsError:
+            pass
+    # An image's own node would open terminals of a foreign devpts: it must go, whatever it is.
     try:
         os.symlink("pts/ptmx", "ptmx", dir_fd=dev)
     except FileExistsError:
@@ -61,12 +62,15 @@ def _link_ptmx(dev: int) -> None:
 
 def _make_device(root: Root, dev: OwnedFd, node: DeviceNode, bind: bool) -> None:
     place, name = os.path.split(clean(node.path))
-    if place == "/dev":
-        _make_in(dev.fileno(), name, node, bind)
-        return
-    parent, name = root.make_parent(node.path)
-    with parent:
-        _make_in(parent.fileno(), name, node, bind)
+    try:
+        if place == "/dev":
+            _make_in(dev.fileno(), name, node, bind)
+            return
+        parent, name = root.make_parent(node.path)
+        with parent:
+            _make_in(parent.fileno(), name, node, bind)
+    except OSError as error:
+        raise MountError(f"device {named(node.path)}: {describe(error)}") from error
 
 
 def _make_in(parent: int, name: str, node: DeviceNode, bind: bool) -> None:
@@ -100,7 +104,9 @@ def _check_node(fd: OwnedFd, node: DeviceNode) -> None:
     status = os.fstat(fd.fileno())
     same_kind = stat.S_IFMT(status.st_mode) == stat.S_IFMT(node.mode)
     if not same_kind or status.st_rdev != os.makedev(node.major, node.minor):
-        raise MountError(f"device {node.path}: not the device {node.major}:{node.minor} that was asked for")
+        raise MountError(
+            f"device {named(node.path)}: not the device {node.major}:{node.minor} that was asked for"
+        )
 
 
 def _open_place(parent: int, name: str, mode: int) -> OwnedFd:

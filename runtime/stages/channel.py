@@ -58,8 +58,9 @@ class Channel:
         """The next message and its fds. ChannelClosed at the end, StageError for a Failed one."""
         try:
             data, fds = receive_with_fds(self._fd.fileno(), MAX_MESSAGE, flags=flags)
-        except ConnectionResetError:  # the peer went with a message of ours unread
-            data, fds = b"", []
+        except ConnectionResetError:
+            # The peer went with a message of ours unread. That is told once, and before its own last words.
+            data, fds = receive_with_fds(self._fd.fileno(), MAX_MESSAGE, flags=flags)
         if not data:
             raise ChannelClosed(f"{self.peer} ended without a word")
         message = decode(data)

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.affinity import AffinityPlan
     from runtime.credentials import Credentials
+    from runtime.limits import MemoryPlan
     from runtime.linux.fds import OwnedFd
     from runtime.namespaces import Join, NamespacePlan
     from runtime.rootfs.plan import RootfsPlan
@@ -47,6 +48,8 @@ class ProcessPlan(Record):
     terminal: bool
     console_size: ConsoleSize | None
     stdio: Stdio
+    personality: int | None
+    memory_policy: MemoryPlan | None
 
 
 class LandlordPlan(Record):
@@ -60,6 +63,7 @@ class LandlordPlan(Record):
     hostname: str | None
     domainname: str | None
     sysctls: tuple[SysctlWrite, ...]
+    time_offsets: str
     host_hooks: bool
     process: ProcessPlan
 

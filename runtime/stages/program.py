@@ -11,7 +11,9 @@ import stat
 
 from runtime import labels
 from runtime.credentials import become
+from runtime.limits import apply_memory_policy
 from runtime.linux.process import set_no_new_privs
+from runtime.linux.sched import personality
 from runtime.linux.seccomp import load
 from runtime.payload import close_on_exec, enter_cwd, execute, prepare, try_enter_cwd
 from runtime.stages.clone import unblock_signals
@@ -49,6 +51,12 @@ def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool
         take_stdio(plan.stdio, plan.credentials.uid)
     step.begin("wait for limits")
     main.expect(LimitsSet)  # set from outside: we may have lost the right to by now
+    if plan.personality is not None:
+        step.begin("set personality")
+        personality(plan.personality)
+    if plan.memory_policy is not None:
+        step.begin("set memory policy")
+        apply_memory_policy(plan.memory_policy)
     step.begin("set security label")
     labels.apply(plan.apparmor_profile, plan.selinux_label)
     listener = -1

@@ -192,7 +192,8 @@ def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
         if channels.inter is not None:
             yield from _converse_with_intermediate(channels, host)
         launched = Launched(channels.pid, channels.pidfd, channels.init)
-        yield from _converse_with_init(launched, host)
+        maps = channels.inter is None and host.write_mapping is not None
+        yield from _converse_with_init(launched, host, maps)
     except BaseException as failure:
         channels.init.close()
         if channels.inter is not None:
@@ -229,23 +230,25 @@ def _map(host: HostSide, pid: int) -> None:
     host.write_mapping(pid)
 
 
-def _converse_with_init(launched: Launched, host: HostSide) -> Operation[None]:
+def _converse_with_init(launched: Launched, host: HostSide, maps: bool) -> Operation[None]:
+    """`maps`: this stage makes a user namespace by itself, and can go no step before that is mapped."""
     warnings = host.set_limits(launched.pid)
     channel = launched.channel
+    if maps:
+        yield from channel.received((MappingRequest,), STAGE_TIMEOUT_S)
+        _map(host, launched.pid)
+        channel.send(MappingWritten())
     try:
         channel.send(LimitsSet())
     except BrokenPipeError:
         pass  # it failed already; its report is in the channel and says more than we know
     while True:
-        message, fds = yield from channel.received((MappingRequest, HooksRequest, Ready), STAGE_TIMEOUT_S)
+        message, fds = yield from channel.received((HooksRequest, Ready), STAGE_TIMEOUT_S)
         if isinstance(message, Ready):
             break
-        if isinstance(message, MappingRequest):
-            _map(host, launched.pid)
-            channel.send(MappingWritten())
-        elif host.run_hooks is not None:
+        if host.run_hooks is not None:
             yield from host.run_hooks(launched.pid)
-            channel.send(HooksDone())
+        channel.send(HooksDone())
     host.timeline.mark("hear that it is ready")
     host.timeline.add(message.marks)
     launched.warnings = warnings + message.warnings

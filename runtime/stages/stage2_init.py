@@ -13,7 +13,9 @@ import struct
 
 from runtime.labels import make_session_keyring
 from runtime.linux import constants as c
-from runtime.linux.process import unshare
+from runtime.linux.fds import OwnedFd
+from runtime.linux.process import setns, unshare
+from runtime.namespaces import enter
 from runtime.rootfs import apply_mounts, pivot_into, protect
 from runtime.stages.messages import HooksDone, HooksRequest, Start
 from runtime.stages.program import announce, prepare_program, run_program
@@ -32,10 +34,7 @@ if TYPE_CHECKING:
 def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
     """The list of steps of a container's start, in order. `namespaces` not made by the clone are entered by now."""
     new = plan.namespaces.new
-    if new & c.CLONE_NEWCGROUP:
-        # After the last cgroup join: its root is the cgroup that we are in at this moment.
-        step.begin("unshare cgroup namespace")
-        unshare(c.CLONE_NEWCGROUP)
+    enter_late_namespaces(step, plan)
     name_the_host(step, plan)
     if new & c.CLONE_NEWNET:
         step.begin("bring up", "lo")
@@ -60,6 +59,30 @@ def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
     run_program(step, prepared)
 
 
+def enter_late_namespaces(step: Step, plan: LandlordPlan) -> None:
+    """Cgroup and time: the two that cannot be flags of the clone."""
+    for join, fd in plan.joins:
+        if join.kind & LATE_KINDS:
+            step.begin(f"join {join.name} namespace", join.path)
+            enter(join, fd.fileno())
+    if plan.namespaces.new & c.CLONE_NEWCGROUP:
+        # After the last cgroup join: its root is the cgroup that we are in at this moment.
+        step.begin("unshare cgroup namespace")
+        unshare(c.CLONE_NEWCGROUP)
+    if plan.namespaces.new & c.CLONE_NEWTIME:
+        step.begin("make time namespace")
+        make_time_namespace(plan.time_offsets)
+
+
+def make_time_namespace(offsets: str) -> None:
+    """time_namespaces(7): unshare makes it for our children; the offsets are open until somebody is in it."""
+    unshare(c.CLONE_NEWTIME)
+    if offsets:
+        write_file("/proc/self/timens_offsets", offsets)
+    with OwnedFd(os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)) as ours:
+        setns(ours.fileno(), c.CLONE_NEWTIME)
+
+
 def enter_remaining_namespaces(step: Step, plan: LandlordPlan) -> None:
     """What stage 1 left to us when it did the user namespace: the new ones, which that namespace then owns."""
     remaining = plan.namespaces.new & ~(c.CLONE_NEWUSER | c.CLONE_NEWPID | LATE_KINDS)
@@ -74,11 +97,13 @@ def name_the_host(step: Step, plan: LandlordPlan) -> None:
         _socket.sethostname(plan.hostname)
     if plan.domainname is not None:
         step.begin("set domainname", plan.domainname)
-        fd = os.open("/proc/sys/kernel/domainname", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, plan.domainname.encode())
-        finally:
-            os.close(fd)
+        write_file("/proc/sys/kernel/domainname", plan.domainname)
+
+
+def write_file(path: str, content: str) -> None:
+    """One write(2) of `content` to a file of the host's /proc, as long as that is still what we see. OSError."""
+    with OwnedFd(os.open(path, os.O_WRONLY | os.O_CLOEXEC)) as fd:
+        os.write(fd.fileno(), content.encode())
 
 
 SIOCGIFFLAGS = 0x8913

@@ -116,5 +116,5 @@ class Bundle:
         """Write config.json and return its content."""
         data = json.dumps(self.config).encode()
         (self.path / "config.json").write_bytes(data)
-        os.chmod(self.path, 0o700)
+        os.chmod(self.path, 0o711)
         return data

@@ -53,6 +53,8 @@ while [ $# -gt 0 ]; do
 done
 [ $PREP = 1 ] || [ $# -gt 0 ] || die "no command (-h for help)"
 [ "$(id -u)" = 0 ] || die "must be root"
+# its FP_SIZE is too small for what ptrace hands over there: it panics in put_fp_registers
+[ $UML = 0 ] || ! grep -qw amx_tile /proc/cpuinfo || die "user-mode Linux 6.1 does not run on a CPU with AMX"
 CACHE=${VM_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/manor/vm}
 mkdir -p "$CACHE" || die "no cache"
 CACHE=$(realpath "$CACHE")

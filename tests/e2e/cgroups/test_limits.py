@@ -92,7 +92,7 @@ COMPARED = (
 NO_LIMITS: dict[str, Any] = {"memory": {"limit": -1, "swap": -1}, "cpu": {"quota": -1}, "pids": {"limit": -1}}
 OTHERS: dict[str, Any] = {
     "devices": [{"allow": False, "access": "rwm"}, {"allow": True, "access": "rwm"}],
-    "memory": {"limit": 8 * MIB, "swap": 8 * MIB},
+    "memory": {"limit": 32 * MIB, "swap": 32 * MIB},
     "cpu": {"shares": 262_144, "period": 50_000, "idle": 1},
     "pids": {"limit": 0},
 }

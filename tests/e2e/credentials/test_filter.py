@@ -62,13 +62,14 @@ def argument(index: int, value: int, op: str, two: int = 0) -> dict[str, Any]:
 
 # What runc, Python, a C library and a shell need to get as far as sleeping.
 LIFE = (
-    "statx open_tree fsopen fsconfig fsmount read write close execve exit_group brk mmap munmap mprotect nanosleep clock_nanosleep rt_sigaction "
-    "rt_sigprocmask futex getpid gettid fstat newfstatat openat stat lstat prctl getuid geteuid getgid "
-    "setuid setgid setgroups setresuid setresgid capset capget access faccessat faccessat2 chdir fchdir "
-    "getcwd close_range arch_prctl set_tid_address fcntl dup2 dup3 lseek statfs fstatfs open readlinkat "
-    "readlink epoll_ctl epoll_pwait epoll_create1 poll ppoll clone tgkill getrandom pread64 umask "
-    "eventfd2 pipe2 sched_yield sched_getaffinity sigaltstack rt_sigreturn madvise getdents64 ioctl uname "
-    "getppid openat2 sendmsg recvmsg rseq set_robust_list prlimit64 sysinfo kill"
+    "statx open_tree fsopen fsconfig fsmount read write close execve exit_group brk mmap munmap mprotect "
+    "nanosleep clock_nanosleep rt_sigaction rt_sigprocmask futex getpid gettid fstat newfstatat openat "
+    "stat lstat prctl getuid geteuid getgid setuid setgid setgroups setresuid setresgid capset capget "
+    "access faccessat faccessat2 chdir fchdir getcwd close_range arch_prctl set_tid_address fcntl dup2 "
+    "dup3 lseek statfs fstatfs open readlinkat readlink epoll_ctl epoll_pwait epoll_create1 poll ppoll "
+    "clone tgkill getrandom pread64 umask eventfd2 pipe2 sched_yield sched_getaffinity sigaltstack "
+    "rt_sigreturn madvise getdents64 ioctl uname getppid openat2 sendmsg recvmsg rseq set_robust_list "
+    "prlimit64 sysinfo kill getsockname getsockopt"
 ).split()
 PROFILES: dict[str, dict[str, Any]] = {
     "default": json.loads(Path("tests/unit/runtime/seccomp_default.json").read_text()),

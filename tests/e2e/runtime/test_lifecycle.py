@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from runtime import state
-from runtime.errors import ConfigError, IdInUse, InvalidId, InvalidState, NotFound, StageError
+from runtime.errors import ConfigError, IdInUse, InvalidId, InvalidState, NotFound, StageError, Unsupported
 from runtime.operations import kill, start
 from runtime.state import load
 from runtime.waiting import run
@@ -202,3 +204,54 @@ def test_rlimits_are_in_force(runner: Runner) -> None:
     bundle = runner.bundle("sh", "-c", "ulimit -Sn; ulimit -Hn")
     change_limits(bundle.config)
     assert runner.run(bundle).stdout.split() == ["100", "200"]
+
+
+def test_a_time_namespace_has_its_offsets(runner: Runner) -> None:
+    bundle = runner.bundle("cat", "/proc/uptime", "/proc/self/timens_offsets")
+    bundle.config["linux"]["namespaces"].append({"type": "time"})
+    bundle.config["linux"]["timeOffsets"] = {"boottime": {"secs": 1_000_000_000}}
+    words = runner.run(bundle).stdout.split()
+    assert float(words[0]) > 1_000_000_000
+    assert words[words.index("boottime") + 1] == "1000000000"
+
+
+def test_a_personality_is_in_force_for_init_and_execs(runner: Runner) -> None:
+    def linux32(config: dict[str, Any]) -> None:
+        config["linux"]["personality"] = {"domain": "LINUX32"}
+
+    container = runner.started(change=linux32)
+    assert runner.exec(container, "uname", "-m").stdout == "i686\n"
+    bundle = runner.bundle("uname", "-m")
+    linux32(bundle.config)
+    assert runner.run(bundle).stdout == "i686\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("hooks", lambda config: config.update(hooks={"poststart": [{"path": "/bin/true"}]})),
+        ("linux.netDevices", lambda config: config["linux"].update(netDevices={"eth0": {}})),
+        ("linux.intelRdt", lambda config: config["linux"].update(intelRdt={"closID": "a"})),
+    ],
+)
+def test_what_is_not_done_yet_is_refused_by_name(runner: Runner, field: str, change: Any) -> None:
+    bundle = runner.bundle("true")
+    change(bundle.config)
+    with pytest.raises(Unsupported, match=field):
+        runner.create(bundle)
+
+
+def test_a_user_namespace_maps_root(runner: Runner) -> None:
+    with tempfile.TemporaryDirectory(prefix="manor-tests-") as directory:
+        os.chmod(directory, 0o755)  # the mapped root must reach it; pytest's own directories are 0700
+        runner.directory = Path(directory)
+        _run_with_a_user_namespace(runner)
+
+
+def _run_with_a_user_namespace(runner: Runner) -> None:
+    bundle = runner.bundle("sh", "-c", "id -u; cat /proc/self/uid_map")
+    bundle.config["linux"]["namespaces"].append({"type": "user"})
+    mapping = [{"containerID": 0, "hostID": 100_000, "size": 1000}]
+    bundle.config["linux"].update(uidMappings=mapping, gidMappings=mapping)
+    output = runner.run(bundle)
+    assert output.stdout.split() == ["0", "0", "100000", "1000"], output.stderr

@@ -97,7 +97,7 @@ class Manor:
         self.run_dir.mkdir(mode=0o700)
         _compile_once()
         self.launcher = install.write_launcher(directory, code, daemon="answering")
-        self.environ = {"PATH": os.environ["PATH"], "MANOR_RUN_DIR": str(self.run_dir)}
+        self.environ = {"PATH": os.environ["PATH"], "MANOR_RUN_DIR": str(self.run_dir), "MANOR_TRACE": "off"}
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
         """Run the launcher and wait for it."""

@@ -171,7 +171,9 @@ def test_a_client_that_leaves_for_good_hangs_the_terminal_up(
     assert terminal.read_out() == b""
 
 
-def test_a_client_that_is_restarted_does_not(loop: Loop, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_is_restarted_does_not(
+    loop: Loop, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(console, "HANG_UP_AFTER_S", 0.01)
     os.close(terminal.into)
     settle(loop)

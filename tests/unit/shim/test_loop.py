@@ -53,7 +53,8 @@ def test_watching_again_changes_what_is_waited_for_and_who_is_told(
 
 
 def test_a_number_that_is_closed_and_reused_within_a_turn_gets_no_stale_event(loop: Loop) -> None:
-    read_ends, stale = [], []
+    read_ends: list[int] = []
+    stale: list[int] = []
 
     def reuse(_events: int) -> None:
         """Whichever of the two comes first closes the other and puts an empty pipe in its place."""

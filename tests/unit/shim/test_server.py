@@ -95,8 +95,8 @@ class Served:
         listener.bind(self.path)
         listener.listen()
         self.loop = Loop()
-        self.loop.on_failure = lambda error: self.failures.append(error)
         self.failures: list[Exception] = []
+        self.loop.on_failure = self.failures.append
         self.service = Service()
         services = {SERVICE: self.service.methods()}
         self.server = Server(self.loop, OwnedFd(listener.detach()), services, Log(str(self.log), "test"))

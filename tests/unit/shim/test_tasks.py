@@ -31,7 +31,7 @@ def test_a_generator_is_resumed_when_its_descriptor_is_readable(loop: Loop) -> N
         return left.recv(10)
 
     with left, right:
-        loop.call_later(0.01, lambda: right.send(b"now") and None)
+        loop.call_later(0.01, lambda: right.sendall(b"now"))
         assert drive(loop, read()) == b"now"
         assert not loop.is_watched(left.fileno())
 

@@ -45,6 +45,15 @@ def test_a_peer_that_leaves_our_message_unread_is_closed_too() -> None:
         near.receive()
 
 
+def test_the_last_words_of_a_peer_are_heard_although_it_left_our_message_unread() -> None:
+    near, far = channel_pair("main", "2:INIT")
+    near.send(LimitsSet())
+    far.send_failure("2:INIT", ("join", "/n"), OSError(22, "Invalid argument"))
+    far.close()
+    with pytest.raises(StageError, match="2:INIT: join /n: Invalid argument"):
+        near.receive()
+
+
 def test_a_failure_is_raised_at_the_other_end_with_stage_operation_and_object() -> None:
     near, far = channel_pair("main", "2:INIT")
     far.send_failure("2:INIT", ("pivot into", "/r"), OSError(16, "Device or resource busy"))

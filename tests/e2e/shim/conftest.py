@@ -1,0 +1,30 @@
+"""The shim at its own door, without a containerd: what leaks is looked for after every test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.shim.door import Door
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Door]:
+    """A world for one shim; a test starts it."""
+    made = Door(tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def running(door: Door) -> Iterator[Door]:
+    """A door with a container `c1` that sleeps, deleted in the end: the shim must have nothing left then."""
+    door.run("c1", ["sleep", "1000"])
+    yield door
+    assert door.zombies() == []
+    door.end("c1")
+    assert (door.cgroups(), door.mounts()) == ([], [])

@@ -1,0 +1,592 @@
+"""A container's life as containerd sees it: events in order, exits that come early or late, refusals.
+
+The runtime is a stand-in that records what it is asked; processes are numbers whose exits the tests make.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from runtime import state
+from runtime.errors import InvalidState, NotFound, StageError
+from runtime.waiting import Sleep
+from shim import container as containers
+from shim.api import task, types
+from shim.api.events import TaskExit
+from shim.api.message import Message
+from shim.exits import Hold
+from shim.log import Log
+from shim.loop import Loop
+from shim.pod import Pod
+from shim.task_service import TaskService
+from shim.tasks import spawn
+from shim.ttrpc import status
+from shim.ttrpc.connection import Call
+from shim.ttrpc.status import RpcError
+from tests.unit.shim.loops import drive, settle, turn_until
+
+CALL = Call(1, "", "", b"")
+PROCESS = {"args": ["/bin/sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
+
+
+class Reaper:
+    """The reaper's promises, without processes: `end` makes one end."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._watches: dict[int, list[Callable[[int, int], None]]] = {}
+        self._holds = 0
+        self._kept: dict[int, int] = {}
+
+    def hold(self) -> Hold:
+        self._holds += 1
+        return Hold(self)  # type: ignore[arg-type]
+
+    def end_hold(self) -> None:
+        self._holds -= 1
+        if not self._holds:
+            self._kept.clear()
+
+    def watch(self, pid: int, ended: Callable[[int, int], None]) -> SimpleNamespace:
+        if pid in self._kept:
+            self._loop.call_soon(ended, self._kept[pid], 1_000_000_000)
+            return SimpleNamespace(cancel=lambda: None)
+        self._watches.setdefault(pid, []).append(ended)
+        return SimpleNamespace(cancel=lambda: self._watches[pid].remove(ended))
+
+    def end(self, pid: int, wait_status: int = 0) -> None:
+        if self._holds:
+            self._kept[pid] = wait_status
+        for ended in self._watches.pop(pid, []):
+            ended(wait_status, 1_000_000_000)
+
+
+class Cgroup:
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+        self.paths: dict[str, str] = {}
+
+    def signal_all(self, number: int) -> None:
+        self.signals.append(number)
+
+    def thaw(self) -> None:
+        self.signals.append(0)
+
+
+class Runtime:
+    """operations.*: each step can be made to fail, to take time, or to have its process end meanwhile."""
+
+    def __init__(self, reaper: Reaper) -> None:
+        self.reaper = reaper
+        self.failing: dict[str, Exception] = {}
+        self.ending: dict[str, int] = {}
+        self.asked: list[str] = []
+        self.next_pid = 100
+
+    def _step(self, name: str) -> Generator[Any, Any, int]:
+        self.asked.append(name)
+        pid = self.next_pid
+        yield Sleep(0.001)
+        if name in self.failing:
+            raise self.failing[name]
+        return pid
+
+    def create(self, _host: object, request: Any) -> Generator[Any, Any, SimpleNamespace]:
+        pid = yield from self._step("create")
+        self.next_pid += 1
+        made = SimpleNamespace(
+            id=request.id, bundle=request.bundle, spec=request.spec, pid=pid, cgroup=Cgroup(), console=None
+        )
+        made.status, made.marks, made.warnings = state.CREATED, (("clone", 1),), ()
+
+        def require(operation: str, *allowed: str) -> None:
+            if made.status not in allowed:
+                raise InvalidState(f"cannot {operation} container {made.id} in {made.status} state")
+
+        def ended() -> None:
+            made.status = state.STOPPED
+
+        made.require, made.ended = require, ended
+        return made
+
+    def start(self, made: SimpleNamespace) -> Generator[Any, Any, None]:
+        made.status = state.RUNNING
+        if "start" in self.ending:
+            self.reaper.end(made.pid, self.ending["start"])
+        yield from self._step("start")
+        made.marks += (("execve", 2),)
+
+    def exec_(self, made: SimpleNamespace, _request: Any) -> Generator[Any, Any, SimpleNamespace]:
+        made.require("exec in", state.RUNNING)
+        pid = yield from self._step("exec")
+        self.next_pid += 1
+        if "exec" in self.ending:
+            self.reaper.end(pid, self.ending["exec"])
+        return SimpleNamespace(pid=pid, pidfd=None, console=None, marks=(("clone", 1),), warnings=())
+
+    def kill(self, made: SimpleNamespace, number: int, everyone: bool) -> None:
+        self.asked.append(f"kill {number} {everyone}")
+        if made.status == state.STOPPED:
+            raise NotFound("process already finished")
+
+    def pause(self, made: SimpleNamespace) -> Generator[Any, Any, None]:
+        made.require("pause", state.RUNNING)
+        yield from self._step("pause")
+        made.status = state.PAUSED
+
+    def resume(self, made: SimpleNamespace) -> None:
+        made.require("resume", state.PAUSED)
+        made.status = state.RUNNING
+
+    def delete(self, made: SimpleNamespace) -> Generator[Any, Any, None]:
+        made.require("delete", state.STOPPED, state.CREATED)
+        yield from self._step("delete")
+        if made.status == state.CREATED:
+            self.reaper.end(made.pid, 9)
+
+    def update(self, _made: SimpleNamespace, resources: Any) -> None:
+        self.asked.append(f"update {resources.pids.limit}")
+
+
+class Shim:
+    """A pod with its service, and everything it told containerd."""
+
+    def __init__(self, loop: Loop, directory: Path, runtime: Runtime, reaper: Reaper) -> None:
+        self.loop = loop
+        self.directory = directory
+        self.runtime = runtime
+        self.reaper = reaper
+        self.events: list[Message] = []
+        self.spans: list[tuple[str, str]] = []
+        self.shutdowns = 0
+        layout = SimpleNamespace(find=lambda _controller: None)
+        self.pod = Pod(
+            loop,
+            reaper,  # type: ignore[arg-type]
+            SimpleNamespace(publish=self.events.append),  # type: ignore[arg-type]
+            SimpleNamespace(layout=layout),  # type: ignore[arg-type]
+            Log("", "test"),
+            lambda name, parent, _marks, _attributes: self.spans.append((name, parent)),
+            self._shutdown,
+        )
+        self.service = TaskService(self.pod)
+
+    def _shutdown(self) -> None:
+        self.shutdowns += 1
+
+    def told(self) -> list[str]:
+        """The events so far: kind, and for exits whose."""
+        return [
+            f"exit {event.id}"
+            if isinstance(event, TaskExit)
+            else type(event).__name__.removeprefix("Task").lower()
+            for event in self.events
+        ]
+
+    def begin(self, method: str, request: Message, call: Call = CALL) -> list[Any]:
+        """Call; the answer or the failure is in the list once it is there."""
+        answers: list[Any] = []
+        try:
+            answer = self.service.methods()[method].handler(request, call)
+        except Exception as failure:
+            return [failure]
+        if isinstance(answer, Message):
+            return [answer]
+        spawn(self.loop, answer, lambda value, failure: answers.append(failure or value))
+        return answers
+
+    def ask(self, method: str, request: Message, call: Call = CALL) -> Any:
+        answers = self.begin(method, request, call)
+        turn_until(self.loop, lambda: answers)
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers[0]
+
+    def create(self, container_id: str = "c1", linux: object = None) -> int:
+        bundle = self.directory / container_id
+        bundle.mkdir(exist_ok=True)
+        config = {"ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": PROCESS, "linux": linux or {}}
+        (bundle / "config.json").write_text(json.dumps(config))
+        request = task.CreateTaskRequest(id=container_id, bundle=str(bundle))
+        pid: int = self.ask("Create", request).pid
+        return pid
+
+    def start(self, container_id: str = "c1", exec_id: str = "") -> int:
+        pid: int = self.ask("Start", task.StartRequest(container_id, exec_id)).pid
+        return pid
+
+    def add_exec(self, exec_id: str = "e1", container_id: str = "c1") -> None:
+        spec = types.Any("process", json.dumps(PROCESS).encode())
+        self.ask("Exec", task.ExecProcessRequest(id=container_id, exec_id=exec_id, spec=spec))
+
+    def delete(self, container_id: str = "c1", exec_id: str = "") -> task.DeleteResponse:
+        answer: task.DeleteResponse = self.ask("Delete", task.DeleteRequest(container_id, exec_id))
+        return answer
+
+    def status(self, exec_id: str = "", container_id: str = "c1") -> int:
+        answer: task.StateResponse = self.ask("State", task.StateRequest(container_id, exec_id))
+        return answer.status
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def shim(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
+    reaper = Reaper(loop)
+    runtime = Runtime(reaper)
+    monkeypatch.setattr(containers, "operations", runtime)
+    return Shim(loop, tmp_path, runtime, reaper)
+
+
+PRIVATE_PID = {"namespaces": [{"type": "pid"}]}
+
+
+def test_the_events_of_a_life_come_in_containerds_order(shim: Shim) -> None:
+    pid = shim.create()
+    assert shim.start() == pid
+    shim.reaper.end(pid, 3 << 8)
+    assert shim.told() == ["create", "start", "exit c1"]
+    answer = shim.delete()
+    assert (answer.pid, answer.exit_status) == (pid, 3)
+    assert answer.exited_at is not None
+    assert shim.told() == ["create", "start", "exit c1", "delete"]
+
+
+def test_an_init_that_ends_before_its_start_is_answered_is_reported_after_the_start(shim: Shim) -> None:
+    shim.create()
+    shim.runtime.ending["start"] = 1 << 8
+    shim.start()
+    settle(shim.loop)
+    assert shim.told() == ["create", "start", "exit c1"]
+    assert shim.ask("Wait", task.WaitRequest("c1")).exit_status == 1
+
+
+def test_an_exec_that_ends_before_its_start_is_answered_is_reported_after_the_start(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    shim.add_exec()
+    shim.runtime.ending["exec"] = 0
+    shim.start(exec_id="e1")
+    settle(shim.loop)
+    assert shim.told()[2:] == ["execadded", "execstarted", "exit e1"]
+
+
+def test_a_container_that_is_never_started_can_be_deleted(shim: Shim) -> None:
+    shim.create()
+    answer = shim.delete()
+    assert answer.exit_status == 137
+    assert shim.told() == ["create", "exit c1", "delete"]
+    with pytest.raises(RpcError) as failure:
+        shim.status()
+    assert failure.value.code == status.NOT_FOUND
+
+
+def test_inits_exit_is_the_last_of_its_container(shim: Shim) -> None:
+    pid = shim.create(linux=PRIVATE_PID)
+    shim.start()
+    shim.add_exec()
+    exec_pid = shim.start(exec_id="e1")
+    shim.reaper.end(pid, 9)
+    settle(shim.loop)
+    assert shim.told()[-1] == "execstarted"
+    shim.reaper.end(exec_pid, 9)
+    assert shim.told()[-2:] == ["exit e1", "exit c1"]
+
+
+def test_an_exec_that_cannot_be_killed_does_not_hold_inits_exit_for_ever(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "LAST_EXITS_TIMEOUT_S", 0.05)
+    pid = shim.create(linux=PRIVATE_PID)
+    shim.start()
+    shim.add_exec()
+    exec_pid = shim.start(exec_id="e1")
+    shim.reaper.end(pid, 9)
+    turn_until(shim.loop, lambda: shim.told()[-1] == "exit c1")
+    shim.reaper.end(exec_pid, 9)
+    assert shim.told().count("exit c1") == 1
+
+
+def test_no_exec_can_be_started_while_inits_exit_is_held_back(shim: Shim) -> None:
+    pid = shim.create(linux=PRIVATE_PID)
+    shim.start()
+    for exec_id in ("e1", "e2"):
+        shim.add_exec(exec_id)
+    shim.start(exec_id="e1")
+    shim.reaper.end(pid, 9)
+    with pytest.raises(RpcError, match="init process is not running"):
+        shim.start(exec_id="e2")
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "killed"),
+    [([{"type": "pid"}], []), ([{"type": "pid", "path": "/proc/1/ns/pid"}], [9]), ([{"type": "ipc"}], [9])],
+)
+def test_without_a_pid_namespace_of_its_own_all_of_a_container_is_killed_with_its_init(
+    shim: Shim, namespaces: list[dict[str, str]], killed: list[int]
+) -> None:
+    pid = shim.create(linux={"namespaces": namespaces})
+    shim.start()
+    cgroup = shim.pod.find("c1").runtime.cgroup
+    shim.reaper.end(pid)
+    assert cgroup.signals == killed  # type: ignore[attr-defined]
+
+
+def test_what_is_left_of_a_paused_container_is_killed_and_thawed_when_its_init_ends(shim: Shim) -> None:
+    pid = shim.create(linux=PRIVATE_PID)
+    shim.start()
+    shim.ask("Pause", task.PauseRequest("c1"))
+    cgroup = shim.pod.find("c1").runtime.cgroup
+    shim.reaper.end(pid, 9)
+    assert cgroup.signals == [9, 0]  # type: ignore[attr-defined]
+
+
+def test_a_create_that_fails_leaves_the_id_free_and_says_nothing(shim: Shim) -> None:
+    shim.runtime.failing["create"] = StageError("2:INIT", "mount", "/x", "no such file")
+    with pytest.raises(StageError):
+        shim.create()
+    assert shim.told() == []
+    assert len(shim.pod) == 0
+    shim.runtime.failing.clear()
+    shim.create()
+
+
+def test_an_id_is_taken_while_its_container_is_being_created(shim: Shim) -> None:
+    first = shim.begin("Create", task.CreateTaskRequest(id="c1", bundle=str(shim.directory)))
+    shim.create("other")
+    (shim.directory / "c1").mkdir()
+    bundle = shim.directory / "other"
+    slow = shim.begin("Create", task.CreateTaskRequest(id="c2", bundle=str(bundle)))
+    with pytest.raises(RpcError) as failure:
+        shim.ask("Create", task.CreateTaskRequest(id="c2", bundle=str(bundle)))
+    assert failure.value.code == status.ALREADY_EXISTS
+    with pytest.raises(RpcError) as failure:
+        shim.ask("State", task.StateRequest("c2"))
+    assert failure.value.code == status.NOT_FOUND
+    turn_until(shim.loop, lambda: slow)
+    assert "config.json" in str(first[0])
+
+
+def test_a_start_that_fails_waits_for_its_init_to_end(shim: Shim) -> None:
+    pid = shim.create()
+    shim.runtime.failing["start"] = StageError("2:INIT", "execute", "/nope", "no such file")
+    answers = shim.begin("Start", task.StartRequest("c1"))
+    settle(shim.loop, 0.02)
+    assert not answers
+    shim.reaper.end(pid, 1 << 8)
+    turn_until(shim.loop, lambda: answers)
+    assert isinstance(answers[0], StageError)
+    assert shim.told() == ["create", "exit c1"]
+    shim.delete()
+
+
+def test_an_exec_that_cannot_be_started_has_no_exit_but_whoever_waits_is_told(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    shim.add_exec()
+    waiting = shim.begin("Wait", task.WaitRequest("c1", "e1"))
+    shim.runtime.failing["exec"] = StageError("2:INIT", "look up", "nope", "not found in $PATH")
+    with pytest.raises(StageError):
+        shim.start(exec_id="e1")
+    turn_until(shim.loop, lambda: waiting)
+    assert waiting[0].exit_status == 255
+    assert shim.told() == ["create", "start", "execadded"]
+    shim.delete(exec_id="e1")
+    with pytest.raises(RpcError):
+        shim.status("e1")
+
+
+@pytest.mark.parametrize("exec_id", ["", "e1"])
+def test_nothing_is_started_twice(shim: Shim, exec_id: str) -> None:
+    shim.create()
+    if exec_id:
+        shim.start()
+        shim.add_exec()
+    answers = [shim.begin("Start", task.StartRequest("c1", exec_id)) for _ in range(2)]
+    turn_until(shim.loop, lambda: all(answers))
+    assert isinstance(answers[0][0], task.StartResponse)
+    assert isinstance(answers[1][0], RpcError)
+
+
+def test_a_running_process_is_not_deleted(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    with pytest.raises(RpcError, match="cannot delete a running process") as failure:
+        shim.delete()
+    assert failure.value.code == status.FAILED_PRECONDITION
+
+
+def test_signals_are_for_processes_that_run(shim: Shim) -> None:
+    pid = shim.create()
+    shim.start()
+    shim.add_exec()
+    with pytest.raises(RpcError) as failure:
+        shim.ask("Kill", task.KillRequest("c1", "e1", 15))
+    assert failure.value.code == status.FAILED_PRECONDITION
+    exec_pid = shim.start(exec_id="e1")
+    shim.reaper.end(exec_pid)
+    with pytest.raises(RpcError, match="process already finished") as failure:
+        shim.ask("Kill", task.KillRequest("c1", "e1", 15))
+    assert failure.value.code == status.NOT_FOUND
+    shim.ask("Kill", task.KillRequest("c1", "", 15, True))
+    assert "kill 15 True" in shim.runtime.asked
+    shim.reaper.end(pid)
+    with pytest.raises(NotFound, match="process already finished"):
+        shim.ask("Kill", task.KillRequest("c1", "", 15))
+
+
+def test_pausing_is_seen_in_the_state_of_every_process(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    shim.add_exec()
+    shim.start(exec_id="e1")
+    pausing = shim.begin("Pause", task.PauseRequest("c1"))
+    assert (shim.status(), shim.status("e1")) == (types.STATUS_PAUSING, types.STATUS_PAUSING)
+    turn_until(shim.loop, lambda: pausing)
+    assert (shim.status(), shim.status("e1")) == (types.STATUS_PAUSED, types.STATUS_PAUSED)
+    with pytest.raises(InvalidState, match="paused"):
+        shim.add_exec("e2")
+    shim.ask("Resume", task.ResumeRequest("c1"))
+    assert shim.status() == types.STATUS_RUNNING
+    assert shim.told()[-2:] == ["paused", "resumed"]
+
+
+def test_a_pause_that_fails_leaves_a_running_container(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    shim.runtime.failing["pause"] = TimeoutError("not frozen")
+    with pytest.raises(TimeoutError):
+        shim.ask("Pause", task.PauseRequest("c1"))
+    assert shim.status() == types.STATUS_RUNNING
+
+
+def test_ids_that_are_taken_bad_or_unknown_are_told_apart(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    shim.add_exec()
+    with pytest.raises(RpcError) as failure:
+        shim.add_exec()
+    assert failure.value.code == status.ALREADY_EXISTS
+    with pytest.raises(Exception, match="invalid id"):
+        shim.add_exec("../e")
+    with pytest.raises(RpcError) as failure:
+        shim.start(exec_id="e9")
+    assert failure.value.code == status.NOT_FOUND
+
+
+def test_deleting_a_container_forgets_its_execs_and_frees_the_id(shim: Shim) -> None:
+    pid = shim.create()
+    shim.start()
+    shim.add_exec()
+    shim.reaper.end(pid)
+    shim.delete()
+    shim.create()
+    assert shim.pod.find("c1").execs == {}
+
+
+def test_a_process_whose_output_is_not_read_can_be_deleted_after_a_while(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "DRAIN_TIMEOUT_S", 0.05)
+    pid = shim.create()
+    shim.start()
+    shim.reaper.end(pid)
+    process = shim.pod.find("c1").init
+    assert process.io is not None
+    process.io.drained = type(process.io.drained)()
+    deleting = shim.begin("Delete", task.DeleteRequest("c1"))
+    settle(shim.loop, 0.02)
+    assert not deleting
+    turn_until(shim.loop, lambda: deleting)
+    assert isinstance(deleting[0], task.DeleteResponse)
+
+
+def test_wait_answers_everybody_before_and_after_the_end(shim: Shim) -> None:
+    pid = shim.create()
+    shim.start()
+    before = [shim.begin("Wait", task.WaitRequest("c1")) for _ in range(3)]
+    settle(shim.loop, 0.01)
+    assert not any(before)
+    shim.reaper.end(pid, 15)
+    turn_until(shim.loop, lambda: all(before))
+    assert {answer[0].exit_status for answer in before} == {143}
+    assert shim.ask("Wait", task.WaitRequest("c1")).exit_status == 143
+
+
+def test_pids_tell_which_processes_are_execs(shim: Shim) -> None:
+    pid = shim.create()
+    shim.start()
+    shim.add_exec()
+    exec_pid = shim.start(exec_id="e1")
+    cgroup = shim.pod.find("c1").runtime.cgroup
+    cgroup.pids = lambda: [pid, exec_pid, 999]  # type: ignore[method-assign]
+    processes = shim.ask("Pids", task.PidsRequest("c1")).processes
+    assert [process.pid for process in processes] == [pid, exec_pid, 999]
+    assert [process.info is not None for process in processes] == [False, True, False]
+
+
+def test_an_update_reads_oci_resources(shim: Shim) -> None:
+    shim.create()
+    resources = types.Any("resources", b'{"pids":{"limit":7}}')
+    shim.ask("Update", task.UpdateTaskRequest("c1", resources))
+    assert "update 7" in shim.runtime.asked
+
+
+def test_a_shim_with_containers_does_not_end(shim: Shim) -> None:
+    pid = shim.create()
+    shim.ask("Shutdown", task.ShutdownRequest("c1"))
+    assert shim.shutdowns == 0
+    shim.start()
+    shim.reaper.end(pid)
+    shim.delete()
+    shim.ask("Shutdown", task.ShutdownRequest("c1"))
+    assert shim.shutdowns == 1
+
+
+def test_connect_answers_for_containers_that_are_not_there(shim: Shim) -> None:
+    assert shim.ask("Connect", task.ConnectRequest("other")).task_pid == 0
+    pid = shim.create()
+    assert shim.ask("Connect", task.ConnectRequest("c1")).task_pid == pid
+
+
+def test_checkpoints_are_not_offered(shim: Shim) -> None:
+    shim.create()
+    with pytest.raises(RpcError) as failure:
+        shim.ask("Checkpoint", task.CheckpointTaskRequest("c1"))
+    assert failure.value.code == status.UNIMPLEMENTED
+
+
+def test_a_start_is_traced_under_its_callers_span(shim: Shim) -> None:
+    shim.create()
+    call = Call(1, "", "", b"", metadata=(("traceparent", "00-aa-bb-01"),))
+    shim.ask("Start", task.StartRequest("c1"), call)
+    shim.add_exec()
+    shim.start(exec_id="e1")
+    assert shim.spans == [("create", ""), ("start", "00-aa-bb-01"), ("exec", "")]
+
+
+def test_a_kill_waits_for_a_start_that_is_under_way(shim: Shim) -> None:
+    shim.create()
+    starting = shim.begin("Start", task.StartRequest("c1"))
+    shim.ask("Kill", task.KillRequest("c1", "", 9))
+    assert starting
+    assert shim.runtime.asked[-2:] == ["start", "kill 9 False"]
+
+
+def test_drive_is_bound_to_its_time(loop: Loop) -> None:
+    def forever() -> Generator[Any, Any, None]:
+        yield Sleep(60)
+
+    with pytest.raises(AssertionError):
+        drive(loop, forever(), 0.05)
