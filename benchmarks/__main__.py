@@ -12,17 +12,19 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import measure, report, works
+from benchmarks import measure, own, report, works
 from benchmarks.measure import Row
 from benchmarks.stage import Stage, describe
 from tests.harness import tools
 from tests.harness.containerd import VERSIONS, Containerd
 from tests.harness.registry import Registry
 
+OWN = ["exec.shim.traced", "fork.exit"]
+
 
 def arguments() -> argparse.Namespace:
     """What can be asked on the command line."""
-    names = [work.name for work in works.WORKS] + [f"pss.pod.{count}" for count in works.POD_COUNTS]
+    names = [work.name for work in works.WORKS] + [f"pss.pod.{count}" for count in works.POD_COUNTS] + OWN
     parser = argparse.ArgumentParser(prog="bench", description="measure Manor beside runc")
     parser.add_argument(
         "--works", default="", help=f"some of: {', '.join(names)}; pss stands for all of pss.pod.*"
@@ -84,6 +86,16 @@ def measure_memory(stage: Stage, names: list[str], quick: bool) -> list[Row]:
     ]
 
 
+def measure_own(stage: Stage, registry: Registry, names: list[str], quick: bool) -> list[Row]:
+    """Manor beside itself and beside bare Python."""
+    found: list[Row] = []
+    if "manor" in stage.sides and "exec.shim.traced" in names:
+        found += own.tracing(stage, registry, quick)
+    if "manor" in stage.sides and "fork.exit" in names:
+        found += own.fork(quick)
+    return found
+
+
 def main() -> int:
     """Measure, print the table, write the JSON."""
     asked = arguments()
@@ -101,9 +113,9 @@ def main() -> int:
         try:
             print("\n".join(describe(node)))
             stage = Stage(node, asked.runtimes.split(",") if asked.runtimes else None)
-            rows = measure_works(stage, asked.names, asked.quick) + measure_memory(
-                stage, asked.names, asked.quick
-            )
+            rows = measure_works(stage, asked.names, asked.quick)
+            rows += measure_own(stage, registry, asked.names, asked.quick)
+            rows += measure_memory(stage, asked.names, asked.quick)
             stage.close()
         finally:
             node.close()

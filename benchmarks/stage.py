@@ -108,9 +108,9 @@ class Side:
                 found.append(process.pid)
         return found
 
-    def wardens(self) -> list[int]:
+    def staying(self) -> list[int]:
         """The processes that this runtime has beside its shims."""
-        return leaks.wardens(self.stage.node) if self.name == "manor" else []
+        return list(leaks.staying(self.stage.node).values()) if self.name == "manor" else []
 
 
 class Stage:

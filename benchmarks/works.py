@@ -114,8 +114,8 @@ def exec_crictl(side: Side, count: int) -> list[float]:
 
 
 def exec_cpu(side: Side, count: int) -> list[float]:
-    """CPU time of everything that serves an exec (shim, runtime, the command; a warden if there is one), for each."""
-    pids = [*side.shim_pids([side.pod]), *side.wardens()]
+    """CPU time that an exec costs: shim, runtime and the command, and of Manor also warden and scribe."""
+    pids = [*side.shim_pids([side.pod]), *side.staying()]
     before = cpu_ms(pids)
     exec_shim(side, count)
     return [(cpu_ms(pids) - before) / count]
@@ -231,7 +231,10 @@ def _pods(side: Side, count: int) -> tuple[list[float], list[float]]:
 
 
 def memory(side: Side, sizes: list[int], settle_s: float = 2.0) -> dict[int, float]:
-    """PSS in MB per pod at each number of pods, one container and three execs in each; a warden's share included."""
+    """PSS in MB per pod at each number of pods, one container and three execs in each.
+
+    The warden and the scribe serve all pods of a node: their PSS is divided among them.
+    """
     pods: list[str] = []
     found = {}
     try:
@@ -245,7 +248,7 @@ def memory(side: Side, sizes: list[int], settle_s: float = 2.0) -> dict[int, flo
             shims = side.shim_pids(pods)
             if len(shims) != size:
                 raise RuntimeError(f"{side.name}: {len(shims)} shims for {size} pods")
-            found[size] = sum(pss_mb(pid) for pid in [*shims, *side.wardens()]) / size
+            found[size] = sum(pss_mb(pid) for pid in [*shims, *side.staying()]) / size
     finally:
         for pod in pods:
             side.remove_pod(pod)

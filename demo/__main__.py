@@ -11,6 +11,7 @@ import sys
 import time
 
 from demo.screen import Screen
+from manor import trace
 from tests.harness import handlers, leaks, tools
 from tests.harness.containerd import VERSIONS, Containerd
 from tests.harness.crictl import Crictl
@@ -49,6 +50,7 @@ class Demo:
         before = leaks.take(self.node)
         pod, web, visitor = self._start()
         self._look_around(web, visitor)
+        self._waterfall(web)
         self._end(pod, web, visitor)
         self.screen.heading("What is left")
         leaks.assert_nothing_more(self.node, before)
@@ -105,6 +107,26 @@ class Demo:
             if time.monotonic() > deadline:
                 raise TimeoutError("the visitor did not get a page")
             time.sleep(0.05)
+
+    def _waterfall(self, container: str) -> None:
+        """Show where the time of creating and starting a container went, as its stages told it."""
+        if self.handler != "manor":
+            return
+        self.screen.heading(
+            "Where the time of creating and starting web went (ms since the request came to the shim)"
+        )
+        spans = self.node.run_dir / "spans.jsonl"
+        deadline = time.monotonic() + 3
+        found: list[list[trace.Span]] = []
+        while not found and time.monotonic() < deadline:
+            time.sleep(0.1)  # the scribe writes when it has time to
+            if spans.exists():
+                with open(spans, encoding="utf-8") as lines:
+                    found = trace.matching(trace.traces(trace.parse(lines)), container)
+        if not found:
+            raise TimeoutError(f"no trace of {container} in {spans}")
+        self.screen.output("\n".join(trace.waterfall(found[0])))
+        self.screen.note("every start and exec leaves such a trace: manor trace")
 
     def _end(self, pod: str, web: str, visitor: str) -> None:
         self.screen.heading("Stop and remove")

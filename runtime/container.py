@@ -16,10 +16,13 @@ from runtime.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cgroups import Cgroup, Layout
-    from runtime.spec.model import Process, Spec
+    from runtime.limits import MemoryPlan
+    from runtime.seccomp import Filter
+    from runtime.spec.model import ExecCpuAffinity, Process, Spec
     from runtime.stages.plan import Stdio
     from runtime.stages.stage0_parent import Launched
     from runtime.trace import Marks
+
 
 class Host(Record):
     """What operations need of the machine, found out once.
@@ -50,6 +53,7 @@ class CreateRequest(Record):
     spec: Spec
     stdio: Stdio
     shape: str = ""
+    sibling: bool = False
 
 
 class ExecRequest(Record):
@@ -58,6 +62,23 @@ class ExecRequest(Record):
     process: Process
     stdio: Stdio
     shape: str = ""
+
+
+class Terms(Record):
+    """What every tenant of a container takes over from it; all that is kept of its config.
+
+    `namespaces` are those the container does not share with its runtime, as CLONE_NEW* flags. `affinity`
+    and `transition` are the container's own execCPUAffinity and the value of the annotation for isolated
+    CPUs. `init_is_first`: init is the first of its PID namespace, so that the kernel ends all others with it.
+    """
+
+    namespaces: int
+    init_is_first: bool
+    filter: Filter | None = None
+    personality: int | None = None
+    memory_policy: MemoryPlan | None = None
+    affinity: ExecCpuAffinity | None = None
+    transition: str | None = None
 
 
 class Container:
@@ -72,30 +93,28 @@ class Container:
         "id",
         "listener",
         "marks",
-        "namespaces",
         "pid",
         "pidfd",
-        "spec",
         "start_gate",
         "start_time",
         "status",
+        "terms",
         "warnings",
     )
 
     def __init__(
-        self, host: Host, request: CreateRequest, launched: Launched, cgroup: Cgroup, namespaces: int
+        self, host: Host, container_id: str, bundle: str, launched: Launched, cgroup: Cgroup, terms: Terms
     ) -> None:
         self.host = host
-        self.id = request.id
-        self.bundle = request.bundle
-        self.spec = request.spec
+        self.id = container_id
+        self.bundle = bundle
         self.pid = launched.pid
         self.pidfd: OwnedFd = launched.pidfd
         self.start_gate: Launched | None = launched
         self.console: OwnedFd | None = launched.console
         self.listener: OwnedFd | None = launched.listener
         self.cgroup = cgroup
-        self.namespaces = namespaces
+        self.terms = terms
         self.status = state.CREATING
         self.start_time = 0
         self.created = ""

@@ -43,13 +43,17 @@ class Credentials(Record):
 
 
 def plan_credentials(
-    process: Process, setgroups_denied: bool = False, last_capability: int | None = None
+    process: Process,
+    setgroups_denied: bool = False,
+    last_capability: int | None = None,
+    container_umask: int | None = None,
 ) -> Credentials:
     """The credentials for `process`; pure once the kernel's last capability is known.
 
     ConfigError for ids outside 0..2**32-2 and for sets that capset(2) could never accept. A capability
     that this kernel has not is left out with a warning, as the specification allows and runc does.
     With `setgroups_denied` (a user namespace made by an unprivileged user) groups cannot be set at all.
+    `container_umask` is the one of config.json, for an exec that brings none.
     """
     user = process.user
     for field, number in (("uid", user.uid), ("gid", user.gid)):
@@ -68,7 +72,8 @@ def plan_credentials(
     if process.capabilities is not None:
         last = capability.last_capability() if last_capability is None else last_capability
         sets = _plan_capabilities(process.capabilities, last, warnings)
-    umask = DEFAULT_UMASK if user.umask is None else user.umask
+    umasks = (user.umask, container_umask, DEFAULT_UMASK)
+    umask = next(umask for umask in umasks if umask is not None)
     return Credentials(user.uid, user.gid, groups, umask, sets, tuple(warnings))
 
 

@@ -93,7 +93,7 @@ class StageError(ManorError):
         self, stage: str, operation: str, subject: str, message: str, number: int = 0, kind: str = ""
     ) -> None:
         where = f"{operation} {subject}".strip()
-        super().__init__(f"{stage}: {where}: {message}" if where else f"{stage}: {message}")
+        super().__init__(": ".join(part for part in (stage, where, message) if part))
         self.stage = stage
         self.operation = operation
         self.subject = subject

@@ -49,9 +49,7 @@ def _checks(last: dict[int, int]) -> dict[int, list[Instruction]]:
     for architecture, number in last.items():
         above: list[Instruction] = [(_GREATER, 0, 1, number), _RETURN_ENOSYS]
         if architecture == X86_64:
-            above.insert(0, (_BITS, 2, 0, _X32_BIT))  # with the bit it is no call of ours
-        elif architecture == X32:
-            above.insert(0, (_BITS, 0, 2, _X32_BIT))
+            above.insert(0, (_BITS, 2, 0, _X32_BIT))  # x32's numbers are all above ours
         elif architecture in _S390:
             # Call 0 carries numbers too large for the instruction, and stays 0 for those the kernel has not.
             above = [(_EQUAL, 0, 1, 0), _RETURN_ENOSYS, *above]

@@ -99,12 +99,25 @@ def _block_on(wait: Wait) -> int | None:
 
 def _block_on_exit(wait: Exit) -> int:
     if wait.timeout_s is not None:
-        pidfd = os.pidfd_open(wait.pid)
-        try:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            if not poll.poll(wait.timeout_s * 1000):
-                raise TimeoutError(f"process {wait.pid} did not end within {wait.timeout_s} s")
-        finally:
-            os.close(pidfd)
-    return os.waitpid(wait.pid, 0x40000000)[1]  # __WALL: a CLONE_PARENT sibling has no exit signal
+        _await_end(wait.pid, wait.timeout_s)
+    try:
+        return os.waitpid(wait.pid, 0x40000000)[1]  # __WALL: a CLONE_PARENT sibling has no exit signal
+    except ChildProcessError:
+        # A sibling of ours: it is our parent's to reap. That it has ended is all we can know.
+        _await_end(wait.pid, None)
+        return 0
+
+
+def _await_end(pid: int, timeout_s: float | None) -> None:
+    """Until process `pid` has ended, whoever reaps it."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(None if timeout_s is None else timeout_s * 1000):
+            raise TimeoutError(f"process {pid} did not end within {timeout_s} s")
+    finally:
+        os.close(pidfd)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SOCKET_DIR = "/run/containerd/s"
 ADDRESS_FILE = "address"
 CONFIG_FILE = "config.json"
+# In a pod's state directory, beside those of its containers; no container id has such a character.
+SOCKET_FILE = "@socket"
 # Annotations that name the pod of a container, first match first; containerd's own shim has the same.
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
@@ -210,7 +212,7 @@ def listen(path: str) -> OwnedFd | None:
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
         raise BootstrapError(f"socket path {path} is longer than {_MAX_SOCKET_PATH} bytes")
     directory = os.path.dirname(path)
-    _make_directory(directory)
+    make_directory(directory)
     try:
         with OwnedFd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
             fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
@@ -256,8 +258,8 @@ def _bind(path: str) -> OwnedFd:
     return OwnedFd(listener.detach())
 
 
-def _make_directory(path: str) -> None:
-    """Make what is missing of `path`, 0700 each. BootstrapError where others could put their socket in our place."""
+def make_directory(path: str) -> None:
+    """Make what is missing of `path`, 0700 each. BootstrapError where others could put something in our place."""
     if not os.path.isdir(path):
         made = ""
         for part in path.strip("/").split("/"):
@@ -275,20 +277,41 @@ def _make_directory(path: str) -> None:
 
 def write_address(bundle: int, address: str) -> None:
     """Leave the address in the bundle, where containerd 1.6 and 1.7 look for it after a restart. OSError."""
-    temporary = f".{ADDRESS_FILE}.{os.getpid()}"
+    _write_whole(bundle, ADDRESS_FILE, address)
+
+
+def record_socket(pod_directory: str, path: str) -> None:
+    """Note where the pod's shim listens, for `delete`, which is not told. BootstrapError, OSError."""
+    make_directory(pod_directory)
+    with OwnedFd(os.open(pod_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
+        _write_whole(directory.fileno(), SOCKET_FILE, path)
+
+
+def _write_whole(directory: int, name: str, text: str) -> None:
+    temporary = f"@{name}.{os.getpid()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with OwnedFd(os.open(temporary, flags, 0o600, dir_fd=bundle)) as fd:
-        os.write(fd.fileno(), address.encode())
-    os.rename(temporary, ADDRESS_FILE, src_dir_fd=bundle, dst_dir_fd=bundle)
+    with OwnedFd(os.open(temporary, flags, 0o600, dir_fd=directory)) as fd:
+        os.write(fd.fileno(), text.encode())
+    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
-def read_address(bundle: int) -> str:
-    """What `write_address` left in the bundle; "" for nothing."""
+def recorded_socket(pod_directory: str) -> str:
+    """Where the pod's shim listens, or did; "" for a pod that never had one, or whose shim ended in order."""
     try:
-        with OwnedFd(os.open(ADDRESS_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=bundle)) as fd:
-            return os.read(fd.fileno(), 4096).decode(errors="replace").strip()
+        with OwnedFd(os.open(f"{pod_directory}/{SOCKET_FILE}", os.O_RDONLY | os.O_CLOEXEC)) as fd:
+            return os.fsdecode(os.read(fd.fileno(), 4096))
     except OSError:
         return ""
+
+
+def forget_pod(pod_directory: str) -> None:
+    """Remove the pod's state directory, if it has no containers any more; else leave it as it is."""
+    try:
+        if os.listdir(pod_directory) == [SOCKET_FILE]:
+            os.unlink(f"{pod_directory}/{SOCKET_FILE}")
+            os.rmdir(pod_directory)
+    except OSError:
+        pass  # it was never made, or a container comes in this moment, of a shim that is not ours
 
 
 def remove_socket(path: str) -> None:

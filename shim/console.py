@@ -128,6 +128,10 @@ class ConsoleIo:
         if self._master is not None:
             self._loop.call_later(DRAIN_AFTER_EXIT_S, self._hang_up)
 
+    def pending(self) -> bool:
+        """True while there is output that the client has not taken yet."""
+        return self._output is not None and self._output.blocked
+
     def close(self) -> None:
         """Stop copying and close everything."""
         self._hang_up()

@@ -12,14 +12,12 @@ is queued, and the reaper keeps what came before.
 from __future__ import annotations
 
 import _signal
-import os
 
 from runtime import operations, state
-from runtime.container import CreateRequest, ExecRequest
+from runtime.container import ExecRequest
 from runtime.errors import ConfigError, describe
-from runtime.linux.fds import OwnedFd
 from runtime.record import replace
-from runtime.spec.load import load_process, load_resources, load_spec
+from runtime.spec.load import load_process, load_resources
 from runtime.stages.plan import Stdio
 from shim import rootfs_mounts
 from shim.api.events import (
@@ -43,7 +41,6 @@ from shim.tasks import within
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.container import Container as RuntimeContainer
-    from runtime.spec.model import Spec
     from runtime.trace import Marks
     from shim.api.task import CreateTaskRequest, ExecProcessRequest
     from shim.loop import Timer
@@ -52,11 +49,12 @@ if TYPE_CHECKING:
 
 PAUSING = "pausing"
 
-# How long Delete waits for what the process wrote to be read by the client.
+# How long Delete waits for the client to take what the process wrote, and how long for somebody else in the
+# container, who still has the stream open, to write or to end. Both have been containerd's own figures.
 DRAIN_TIMEOUT_S = 10.0
+QUIET_TIMEOUT_S = 2.0
 # How long init's exit is held back for execs that end with it, and Delete for an init that was killed by it.
 LAST_EXITS_TIMEOUT_S = 10.0
-_MAX_CONFIG = 16 << 20
 
 
 class Container:
@@ -188,7 +186,7 @@ class Container:
         was_paused = self.runtime.status == state.PAUSED
         self.runtime.ended()
         try:
-            if not _is_first_of_its_pid_namespace(self.runtime.spec) or was_paused:
+            if not self.runtime.terms.init_is_first or was_paused:
                 self.runtime.cgroup.signal_all(_signal.SIGKILL)
             if was_paused:
                 self.runtime.cgroup.thaw()
@@ -287,10 +285,13 @@ class Container:
         self.pod.events.publish(TaskDelete(self.id, init.pid, init.exit_status, init.exited_at(), self.id))
 
     def _drain(self, process: Process) -> Steps[None]:
-        if process.io is not None and not (
-            yield from within(self.pod.loop, process.io.drained, DRAIN_TIMEOUT_S)
-        ):
-            self.pod.log.write(WARNING, f"output of process {process.id} was not read or not ended: cut off")
+        io = process.io
+        if io is None or (yield from within(self.pod.loop, io.drained, QUIET_TIMEOUT_S)):
+            return
+        if io.pending():
+            rest_s = DRAIN_TIMEOUT_S - QUIET_TIMEOUT_S
+            if not (yield from within(self.pod.loop, io.drained, rest_s)) and io.pending():
+                self.pod.log.write(WARNING, f"output of process {process.id} was not read: cut off")
 
 
 def create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
@@ -323,54 +324,30 @@ def create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
 
 
 def _create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
-    spec = load_spec(read_config(request.bundle))
     rootfs = rootfs_of(request.bundle)
     steps = rootfs_mounts.plan(request.rootfs, rootfs)
-    yield from rootfs_mounts.mount_all(steps)
+    init = Process(
+        pod, request.id, "", Streams(request.stdin, request.stdout, request.stderr, request.terminal)
+    )
     try:
-        return (yield from _create_on(pod, request, spec, bool(steps)))
+        io = yield from init.open_io(request.terminal)
+        apart = operations.ApartRequest(
+            request.id,
+            request.bundle,
+            Stdio(*io.child_fds()),
+            request.terminal,
+            prepare=lambda: rootfs_mounts.mount_all(steps),
+        )
+        with pod.reaper.hold():
+            runtime = yield from operations.create_apart(pod.host, apart)
+            return Container(pod, runtime, init, bool(steps))
     except Exception:
+        init.close()
         if steps:
             yield from rootfs_mounts.unmount_all(rootfs)
         raise
 
 
-def _create_on(pod: Pod, request: CreateTaskRequest, spec: Spec, mounted: bool) -> Steps[Container]:
-    """The part after the root file system is mounted."""
-    streams = Streams(request.stdin, request.stdout, request.stderr, request.terminal)
-    init = Process(pod, request.id, "", streams)
-    try:
-        io = yield from init.open_io(spec.process.terminal)
-        with pod.reaper.hold():
-            runtime = yield from operations.create(
-                pod.host, CreateRequest(request.id, request.bundle, spec, Stdio(*io.child_fds()))
-            )
-            return Container(pod, runtime, init, mounted)
-    except BaseException:
-        init.close()
-        raise
-
-
-def _is_first_of_its_pid_namespace(spec: Spec) -> bool:
-    """True if the kernel kills everything in the container when init ends."""
-    return any(namespace.type == "pid" and not namespace.path for namespace in spec.linux.namespaces)
-
-
 def rootfs_of(bundle: str) -> str:
     """Where containerd wants a container's root file system mounted."""
     return f"{bundle}/rootfs"
-
-
-def read_config(bundle: str) -> bytes:
-    """The bundle's config.json. ConfigError when it cannot be read, or is too large to be one."""
-    path = f"{bundle}/config.json"
-    try:
-        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
-            data = b""
-            while part := os.read(fd.fileno(), 1 << 20):
-                data += part
-                if len(data) > _MAX_CONFIG:
-                    raise ConfigError("", f"{path} has more than {_MAX_CONFIG} bytes")
-    except OSError as error:
-        raise ConfigError("", f"read {path}: {os.strerror(error.errno or 0)}") from error
-    return data

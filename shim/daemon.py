@@ -14,7 +14,7 @@ from runtime.cgroups import detect_layout, open_cgroup
 from runtime.container import open_host
 from runtime.errors import InvalidArgument
 from runtime.linux.fds import OwnedFd
-from shim import bootstrap, info
+from shim import bootstrap, info, spans
 from shim.api import task
 from shim.api.codec import CodecError, encode
 from shim.api.options import Options
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from runtime.cgroups import Layout
     from runtime.container import Host
-    from runtime.trace import Marks
     from shim.bootstrap import Bootstrap
     from shim.start_request import StartRequest
     from shim.tasks import Steps
@@ -92,10 +91,10 @@ def _delete(request: StartRequest, invocation: Invocation) -> None:
     name = pod_name(invocation.address, invocation.namespace, group)
     init_pid = 0
     warnings: list[str] = []
-    address = bootstrap.read_address(request.cwd_fd.fileno()) or f"unix://{bootstrap.SOCKET_DIR}/{name}"
-    socket_path = address.removeprefix("unix://")
+    directory = pod_directory(request.environ, name)
+    socket_path = bootstrap.recorded_socket(directory) or f"{bootstrap.SOCKET_DIR}/{name}"
     if not bootstrap.is_served(socket_path):
-        remains = Remains(pod_directory(request.environ, name), detect_layout())
+        remains = Remains(directory, detect_layout())
         init_pid = remains.remove_all(invocation.id, bundle)
         warnings = remains.warnings
         bootstrap.remove_socket(socket_path)
@@ -117,23 +116,27 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     name = pod_name(wanted.grpc_address, wanted.namespace, group)
     path = f"{wanted.socket_dir}/{name}"
     address = f"unix://{path}"
+    directory = pod_directory(request.environ, name)
     listener = bootstrap.listen(path)
     try:
         layout = detect_layout()
         if listener is not None:
             _join_shim_cgroup(wanted, layout)
+            bootstrap.record_socket(directory, path)
         bootstrap.write_address(request.cwd_fd.fileno(), address)
         _answer(request, bootstrap.encode_answer(wanted, address))
     except BaseException:
         if listener is not None:
             bootstrap.remove_socket(path)
+            bootstrap.forget_pod(directory)
         raise
     if listener is None:
         return
     log = Log(f"{_path_of(request.cwd_fd)}/log", RUNTIME_NAME, wanted.debug)
     request.cwd_fd.close()
     host = open_host(pod_directory(request.environ, name), f"{run_dir(request.environ)}/seccomp", layout)
-    Shim(listener, path, wanted, host, log).serve()
+    traced = spans.enabled(request.environ)
+    Shim(listener, path, wanted, host, log, run_dir(request.environ), traced).serve()
 
 
 def _join_shim_cgroup(wanted: Bootstrap, layout: Layout) -> None:
@@ -157,14 +160,24 @@ def _join_shim_cgroup(wanted: Bootstrap, layout: Layout) -> None:
 class Shim:
     """One pod's shim, from its listening socket to its end."""
 
-    def __init__(self, listener: OwnedFd, path: str, wanted: Bootstrap, host: Host, log: Log) -> None:
+    def __init__(
+        self,
+        listener: OwnedFd,
+        path: str,
+        wanted: Bootstrap,
+        host: Host,
+        log: Log,
+        state_dir: str,
+        traced: bool,
+    ) -> None:
         self._path = path
         self._log = log
         self._loop = Loop()
         self._loop.on_failure = log.bug
+        self._spans = spans.Spans(state_dir, self._loop.call_soon, traced)
         reaper = Reaper(self._loop)
         self._events = Publisher(self._loop, wanted.ttrpc_address, wanted.namespace, log)
-        self._pod = Pod(self._loop, reaper, self._events, host, log, _emit_span, self.shutdown)
+        self._pod = Pod(self._loop, reaper, self._events, host, log, self._spans.emit, self.shutdown)
         methods = TaskService(self._pod).methods()
         services = {task.SERVICE_V2: methods, task.SERVICE_V3: methods}
         self._server = Server(self._loop, listener, services, log)
@@ -196,13 +209,7 @@ class Shim:
             self._log.write(ERROR, "the last events were not taken in time")
         self._server.close()
         self._events.close()
-        try:
-            os.rmdir(self._pod.host.root)
-        except OSError:
-            pass  # it was never made, or containers are still there: `delete` will see to them
+        self._spans.close()
+        bootstrap.forget_pod(self._pod.host.root)
         self._log.write(INFO, "shim ended")
         self._loop.stop()
-
-
-def _emit_span(_name: str, _traceparent: str, _marks: Marks, _attributes: dict[str, str]) -> None:
-    pass

@@ -13,11 +13,13 @@ import os
 from runtime import state
 from runtime.cgroups import open_cgroup
 from runtime.errors import ManorError, describe
+from runtime.operations.apart import read_config
 from runtime.operations.delete import remove_cgroup
 from runtime.spec.load import load_spec
 from runtime.waiting import run
 from shim import rootfs_mounts
-from shim.container import read_config, rootfs_of
+from shim.bootstrap import SOCKET_FILE, forget_pod
+from shim.container import rootfs_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,12 +45,12 @@ class Remains:
                 init_pid = pid
         self._try("remove what the config names", self._remove_by_config, bundle)
         self._try("unmount", rootfs_mounts.unmount, rootfs_of(bundle))
-        self._try("remove directory", self._remove_root)
+        forget_pod(self._root)
         return init_pid
 
     def _container_ids(self) -> list[str]:
         try:
-            return sorted(os.listdir(self._root))
+            return sorted(name for name in os.listdir(self._root) if name != SOCKET_FILE)
         except FileNotFoundError:
             return []
 
@@ -91,12 +93,6 @@ class Remains:
         cgroups_path = load_spec(read_config(bundle)).linux.cgroups_path
         if cgroups_path:
             self._remove_cgroup(cgroups_path, os.path.basename(bundle))
-
-    def _remove_root(self) -> None:
-        try:
-            os.rmdir(self._root)
-        except FileNotFoundError:
-            pass
 
     def _try(self, what: str, call: Callable[..., None], *arguments: object) -> None:
         """One step; the others are done whether it succeeds or not."""

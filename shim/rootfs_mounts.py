@@ -1,8 +1,9 @@
 """The mounts that make a container's root file system, which the caller of Create leaves to the shim.
 
 Mounting reads disks and unmounting writes them: either may take seconds, and on a dead file server for
-ever. So both are done by a short-lived child, and the loop waits for its answer with a time limit. The
-child can also change directory, which shortens overlay options past what one page of mount data holds.
+ever. So both are done by short-lived children, the one that creates the container and one of its own, and
+the loop waits for their answers with a time limit. A child can also change directory, which shortens
+overlay options past what one page of mount data holds.
 """
 
 from __future__ import annotations
@@ -77,24 +78,21 @@ def _shorten_overlay(words: list[str]) -> tuple[str, list[str]]:
     return "", words
 
 
-def mount_all(steps: Sequence[MountStep]) -> Operation[None]:
-    """Mount, in a child. MountError with source and target, and nothing left mounted, when one fails."""
-    if not steps:
-        return
-
-    def run(step: Step) -> None:
-        done: list[str] = []
-        try:
-            for one in steps:
-                step.begin("mount", f"{one.source} on {one.target}")
+def mount_all(steps: Sequence[MountStep]) -> None:
+    """Mount, in this process. MountError with source and target, and nothing left mounted, when one fails."""
+    done: list[str] = []
+    try:
+        for one in steps:
+            try:
                 _mount(one)
-                done.append(one.target)
-        except BaseException:
-            for target in reversed(done):
-                linux.umount2(target, linux.MNT_DETACH | _UMOUNT_NOFOLLOW)
-            raise
-
-    yield from in_child("mount", run)
+            except OSError as error:
+                cause = os.strerror(error.errno or 0)
+                raise MountError(f"mount {one.source} on {one.target}: {cause}") from error
+            done.append(one.target)
+    except BaseException:
+        for target in reversed(done):
+            linux.umount2(target, linux.MNT_DETACH | _UMOUNT_NOFOLLOW)
+        raise
 
 
 def unmount_all(rootfs: str) -> Operation[None]:

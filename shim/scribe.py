@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from runtime.spec.json import JsonError, parse
 from shim.spans import LONGEST_MESSAGE, SOCKET, parse_traceparent
 from shim.start_request import peer_of
 
@@ -78,12 +79,12 @@ def make_spans(message: bytes, epoch_ns: int) -> list[Span]:
     that overlaps is drawn one after the other, as it was finished. NotAnOperation for anything else.
     """
     try:
-        name, trace, parent, sampled, marks, attributes, dropped = json.loads(message)
+        name, trace, parent, sampled, marks, attributes, dropped = parse(message)
         whole = parse_traceparent(f"00-{trace}-{parent or 'f' * 16}-00")
         times = [int(when) + epoch_ns for _step, when in marks]
         steps = [str(step) for step, _when in marks]
         texts = {str(key): str(value) for key, value in attributes.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (JsonError, ValueError, TypeError, AttributeError) as error:
         raise NotAnOperation(str(error)) from None
     if whole is None or not times:
         raise NotAnOperation("no trace or no times")

@@ -51,9 +51,9 @@ class Spans:
         """
         if not self._enabled:
             return
-        if not self._waiting:
-            self._later(self._flush)
         self._waiting.append((name, traceparent, marks, attributes))
+        if len(self._waiting) == 1:
+            self._later(self._flush)
 
     def close(self) -> None:
         """Send what there is, and no more."""

@@ -140,7 +140,7 @@ class StartRequest(Record):
 
 def peer_of(connection: int) -> tuple[int, int]:
     """(pid, uid) of who opened the connection, as the kernel noted them (SO_PEERCRED)."""
-    sock = _socket.socket(fileno=connection)
+    sock = _borrow(connection)
     try:
         data = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size)
     finally:
@@ -151,11 +151,16 @@ def peer_of(connection: int) -> tuple[int, int]:
 
 def be_patient(connection: int, limit_s: int = PATIENCE_S) -> None:
     """Let no read from or write to the other end take longer than `limit_s`; EAGAIN then."""
-    sock = _socket.socket(fileno=connection)
+    sock = _borrow(connection)
     limit = _TIME.pack(limit_s, 0)
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, limit)
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
     sock.detach()
+
+
+def _borrow(connection: int) -> _socket.socket:
+    """The descriptor as a socket object, to be detached. Told what it is, it need not ask the kernel thrice."""
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, connection)
 
 
 def receive(connection: OwnedFd, seal: Seal) -> StartRequest:

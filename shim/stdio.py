@@ -56,6 +56,9 @@ if TYPE_CHECKING:
         def process_ended(self) -> None:
             """The process has ended; what it started may go on to write."""
 
+        def pending(self) -> bool:
+            """True while there is output that the client has not taken yet."""
+
         def close(self) -> None:
             """Stop copying and close everything."""
 
@@ -226,11 +229,17 @@ class Flow:
 
     def _wait(self) -> None:
         """EAGAIN has two reasons: nothing to read, which epoll waits for anyway, or no room to write."""
-        poll = select.poll()
-        poll.register(self._source.fileno(), select.POLLIN)
-        if poll.poll(0):
+        if self.pending():
             self._loop.unwatch(self._source.fileno())
             self._loop.watch(self._sink.fileno(), EPOLLOUT, self._on_room)
+
+    def pending(self) -> bool:
+        """True while there is something to move."""
+        if self.closed:
+            return False
+        poll = select.poll()
+        poll.register(self._source.fileno(), select.POLLIN)
+        return any(events & select.POLLIN for _fd, events in poll.poll(0))
 
     def _on_room(self, _events: int) -> None:
         self._loop.unwatch(self._sink.fileno())
@@ -294,6 +303,10 @@ class PipeIo:
 
     def process_ended(self) -> None:
         """Outputs end when their last writer is gone, which need not be the process: nothing happens yet."""
+
+    def pending(self) -> bool:
+        """True while there is output that the client has not taken yet."""
+        return any(flow.pending() for flow in self._outputs)
 
     def close(self) -> None:
         """Stop copying and close everything."""

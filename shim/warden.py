@@ -38,7 +38,7 @@ import time
 
 from runtime.cgroups.layout import detect_layout
 from runtime.errors import CgroupError, ManorError, describe
-from runtime.linux import process, title
+from runtime.linux import process, seccomp, sharing, title
 from runtime.linux.fds import OwnedFd, send_with_fds
 from runtime.stages import seal
 from shim import spans
@@ -85,8 +85,11 @@ class House:
         os.environ.clear()
         self.layout = _layout()
         self.daemon = _import(daemon)
+        _open_libseccomp()
         gc.collect()
+        sharing.make_immortal()
         gc.freeze()  # a collection in a shim must not write to the pages that it shares with us
+        sharing.trim_heap()
 
 
 def _layout() -> Layout | None:
@@ -94,6 +97,14 @@ def _layout() -> Layout | None:
         return detect_layout()
     except (CgroupError, OSError):
         return None  # a shim that needs one will say so
+
+
+def _open_libseccomp() -> None:
+    """Before the fork, so that all shims share it, and none opens what an upgrade has put in its place."""
+    try:
+        seccomp.preload()
+    except OSError:
+        pass  # a container with a filter will hear of it
 
 
 def _import(name: str) -> ModuleType:
@@ -122,15 +133,16 @@ def _be_warden(channel: OwnedFd, daemon: str, python: str, run_dir: str, name: s
     lock = _hold_lock(f"{name}.lock")
     house = House(daemon)
     scribe = ScribeKeeper(python, run_dir, house.environ)
-    with _listen(run_dir, f"{name}.sock") as listener:
-        title.set_title([b"manor-warden", os.fsencode(run_dir)])
-        process.set_process_name("manor-warden")
-        send_with_fds(channel.fileno(), ACCEPTED)
-        channel.close()
-        _serve(listener.fileno(), house, scribe)
-        # Whoever comes now finds no socket, or is hung up on, and starts another warden: the lock goes last.
-        os.unlink(f"{name}.sock")
-        os.unlink(f"{name}.lock")
+    listener = _listen(run_dir, f"{name}.sock")
+    title.set_title([b"manor-warden", os.fsencode(run_dir)])
+    process.set_process_name("manor-warden")
+    send_with_fds(channel.fileno(), ACCEPTED)
+    channel.close()
+    _serve(listener, house, scribe)
+    # Whoever comes now finds no socket, or is hung up on, and starts another warden: the lock goes last.
+    os.unlink(f"{name}.sock")
+    os.unlink(f"{name}.lock")
+    listener.close()
     lock.close()
     os._exit(0)
 
@@ -151,7 +163,7 @@ def _hold_lock(name: str) -> OwnedFd:
     raise ManorError(f"another warden holds {name}")
 
 
-def _listen(run_dir: str, name: str) -> OwnedFd:
+def _listen(run_dir: str, name: str) -> _socket.socket:
     """Listen in our working directory, by the full path where it fits: it is what `ss -x` shows."""
     try:
         os.unlink(name)  # left behind by one that was killed: we hold the lock
@@ -161,10 +173,10 @@ def _listen(run_dir: str, name: str) -> OwnedFd:
     path = f"{run_dir}/{name}"
     listener.bind(path if len(os.fsencode(path)) <= _LONGEST_ADDRESS else name)
     listener.listen(BACKLOG)
-    return OwnedFd(listener.detach())
+    return listener
 
 
-def _serve(listener: int, house: House, scribe: ScribeKeeper) -> None:
+def _serve(listener: _socket.socket, house: House, scribe: ScribeKeeper) -> None:
     """Accept and fork until told to stop, or until nothing has been alive or asked for IDLE_S."""
     # The kernel reaps for us: how a shim ended is nothing to a warden.
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
@@ -198,15 +210,12 @@ def _childless() -> bool:
     return False
 
 
-def _accept(listener: int, house: House) -> None:
-    sock = _socket.socket(fileno=listener)
+def _accept(listener: _socket.socket, house: House) -> None:
     try:
         # What socket.accept() is made of.
-        number, _address = sock._accept()  # type: ignore[attr-defined] # noqa: SLF001
+        number, _address = listener._accept()  # type: ignore[attr-defined] # noqa: SLF001
     except OSError:  # it is gone already
         return
-    finally:
-        sock.detach()
     with OwnedFd(number) as connection:
         if peer_of(number)[1] != os.geteuid():
             return

@@ -18,7 +18,7 @@ from runtime.cgroups.files import open_directory, parse_pairs, read_file
 from runtime.cgroups.freezer import Freezer
 from runtime.cgroups.layout import UNIFIED, parse_cgroups_path, unified_path
 from runtime.cgroups.resources import plan_writes
-from runtime.errors import CgroupError, Unsupported
+from runtime.errors import CgroupError, Unsupported, describe
 from runtime.linux.fds import OwnedFd, close_all
 
 TYPE_CHECKING = False
@@ -131,7 +131,10 @@ class Cgroup:
 
     def apply(self, resources: Resources) -> None:
         """Change the limits of a cgroup in use to `resources`; what they don't mention stays. CgroupError."""
-        limits.update(self.layout, self.path, resources)
+        try:
+            limits.update(self.layout, self.path, resources)
+        except OSError as error:
+            raise CgroupError(f"update cgroup {self.path}: {describe(error)}") from error
 
     def cpuset_cpus(self) -> str | None:
         """The CPUs that tasks in here may use ("0-3,7"), parents' limits included; None without a cpuset controller."""
@@ -283,8 +286,10 @@ def create_cgroup(layout: Layout, cgroups_path: str, resources: Resources, conta
             directories.inherit_cpuset(cpuset.mountpoint, path, [write.file for write in writes])
         limits.configure(layout, path, writes)
         limits.set_devices(layout, path, policy, fresh=True)
-    except BaseException:
+    except BaseException as failure:
         directories.remove_made(made)
+        if isinstance(failure, OSError):
+            raise CgroupError(f"make cgroup {path}: {describe(failure)}") from failure
         raise
     return cgroup
 

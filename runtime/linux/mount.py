@@ -140,20 +140,21 @@ def mount_setattr(
     """
     attributes = _MOUNT_ATTR.pack(set_, clear, propagation, 0)
     flags = (AT_RECURSIVE if recursive else 0) | (0 if path else AT_EMPTY_PATH)
-    syscall(
-        "mount_setattr",
-        c.SYS_mount_setattr,
-        directory,
-        os.fsencode(path),
-        c_uint(flags),
-        attributes,
-        c_ulong(_MOUNT_ATTR.size),
-    )
+    arguments = os.fsencode(path), c_uint(flags), attributes, c_ulong(_MOUNT_ATTR.size)
+    try:
+        syscall("mount_setattr", c.SYS_mount_setattr, directory, *arguments)
+    except OSError as error:
+        error.filename = path or None
+        raise
 
 
 def fsopen(fstype: str) -> OwnedFd:
     """fsopen(2): a file system of this type, to be configured. ENODEV where the kernel does not know it."""
-    return OwnedFd(syscall("fsopen", c.SYS_fsopen, os.fsencode(fstype), c_uint(_FSOPEN_CLOEXEC)))
+    try:
+        return OwnedFd(syscall("fsopen", c.SYS_fsopen, os.fsencode(fstype), c_uint(_FSOPEN_CLOEXEC)))
+    except OSError as error:
+        error.filename = fstype
+        raise
 
 
 def fsconfig_set(fd: int, key: str, value: str | None = None) -> None:

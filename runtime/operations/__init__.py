@@ -6,6 +6,7 @@ What must wait is a generator (`runtime.waiting`); the rest are plain functions 
 
 from __future__ import annotations
 
+from runtime.operations.apart import ApartRequest, create_apart
 from runtime.operations.create import create
 from runtime.operations.delete import delete
 from runtime.operations.exec import exec_
@@ -13,4 +14,15 @@ from runtime.operations.kill import kill
 from runtime.operations.start import start
 from runtime.operations.update import pause, resume, update
 
-__all__ = ["create", "delete", "exec_", "kill", "pause", "resume", "start", "update"]
+__all__ = [
+    "ApartRequest",
+    "create",
+    "create_apart",
+    "delete",
+    "exec_",
+    "kill",
+    "pause",
+    "resume",
+    "start",
+    "update",
+]

@@ -18,6 +18,7 @@ from runtime.operations.process_plan import (
     complete,
     plan_limits,
     plan_process,
+    plan_terms,
     plan_time_offsets,
     refuse_unsupported,
     set_limits,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from runtime.cgroups import Cgroup
     from runtime.container import CreateRequest, Host
     from runtime.namespaces import NamespacePlan
-    from runtime.stages.plan import Stdio
+    from runtime.spec.model import Spec
+    from runtime.stages.plan import ProcessPlan
+    from runtime.stages.stage0_parent import Launched
     from runtime.waiting import Operation
 
 
@@ -54,7 +57,8 @@ def create(host: Host, request: CreateRequest) -> Operation[Container]:
             undo.push(null.close)
         directory = state.make_directory(host.root, request.id, bool(namespaces.kinds & c.CLONE_NEWUSER))
         undo.push(state.remove_directory, host.root, request.id)
-        plan = _plan_landlord(host, request, namespaces, stdio)
+        terms = plan_terms(host, spec, namespaces)
+        plan = _plan_landlord(host, request, namespaces, plan_process(spec.process, terms, stdio))
         undo.push(close_all, [fd for _join, fd in plan.joins])
         timeline.mark("plan")
         cgroup = create_cgroup(host.layout, spec.linux.cgroups_path or "", spec.linux.resources, request.id)
@@ -62,14 +66,16 @@ def create(host: Host, request: CreateRequest) -> Operation[Container]:
         timeline.mark("make cgroup")
         kills_before = cgroup.oom_kill_count()
         try:
-            container = yield from _launch(host, request, plan, cgroup, timeline)
+            launched = yield from _launch(host, request, plan, cgroup, timeline)
         except Exception as error:
             told = _with_oom(error, cgroup, kills_before)
             yield from remove_cgroup(cgroup)
             raise told from error
+        container = Container(host, request.id, request.bundle, launched, cgroup, terms)
         undo.push(container.close)
+        container.start_time, container.created = _started(launched.pid, request.id), _now()
         # Stored before init is let go: a kill in between leaves something to clean up by.
-        state.save(directory, describe(container))
+        state.save(directory, describe(container, spec))
         container.become(state.CREATED)
         timeline.mark("save state")
         container.marks = timeline.marks()
@@ -81,7 +87,7 @@ def create(host: Host, request: CreateRequest) -> Operation[Container]:
 
 
 def _plan_landlord(
-    host: Host, request: CreateRequest, namespaces: NamespacePlan, stdio: Stdio
+    host: Host, request: CreateRequest, namespaces: NamespacePlan, process: ProcessPlan
 ) -> LandlordPlan:
     spec = request.spec
     linux = spec.linux
@@ -97,14 +103,15 @@ def _plan_landlord(
         sysctls=plan_sysctls(spec),
         host_hooks=False,
         time_offsets=plan_time_offsets(spec),
-        process=plan_process(host, spec.process, linux, stdio),
+        process=process,
+        sibling=request.sibling,
         joins=open_joins(namespaces),  # last: what comes before may refuse, and has nothing to close
     )
 
 
 def _launch(
     host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup, timeline: Timeline
-) -> Operation[Container]:
+) -> Operation[Launched]:
     mapping = plan.mapping
     limits = plan_limits(request.spec.process)
     side = HostSide(
@@ -118,17 +125,20 @@ def _launch(
         launched = yield from launch_landlord(plan, join, shape, side)
     finally:
         join.close()
-    container = Container(host, request, launched, cgroup, plan.namespaces.kinds)
+    return launched
+
+
+def _started(pid: int, container_id: str) -> int:
     try:
-        container.start_time = start_time(launched.pid)
+        return start_time(pid)
     except OSError as error:
-        launched.close()
-        raise InvalidState(f"init of container {request.id} ended before it was started") from error
-    seconds = time.time()
-    container.created = (
-        time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1e9):09d}Z"
-    )
-    return container
+        raise InvalidState(f"init of container {container_id} ended before it was started") from error
+
+
+def _now() -> str:
+    """RFC 3339 with nanoseconds, in UTC."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
 
 
 def _with_oom(error: Exception, cgroup: Cgroup, kills_before: int) -> Exception:
@@ -145,9 +155,8 @@ def _with_oom(error: Exception, cgroup: Cgroup, kills_before: int) -> Exception:
     )
 
 
-def describe(container: Container) -> state.State:
-    """What state.json says of `container`."""
-    spec = container.spec
+def describe(container: Container, spec: Spec) -> state.State:
+    """What state.json says of `container`, which was made from `spec`."""
     return state.State(
         id=container.id,
         bundle=container.bundle,
@@ -156,7 +165,7 @@ def describe(container: Container) -> state.State:
         created=container.created,
         cgroups_path=container.cgroup.path,
         cgroup_directories=tuple(container.cgroup.paths.items()),
-        namespaces=container.namespaces,
+        namespaces=container.terms.namespaces,
         rootfs=os.path.join(container.bundle, spec.root.path),
         annotations=dict(spec.annotations or {}),
         oci_version=spec.oci_version,

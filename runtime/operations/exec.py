@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runtime import state
-from runtime.affinity import ANNOTATION, isolated_cpus, plan_tenant
+from runtime.affinity import isolated_cpus, plan_tenant
 from runtime.cgroups import landlord_directory
 from runtime.container import Tenant
 from runtime.errors import StageError
@@ -38,9 +38,9 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
             container_id=container.id,
             landlord_pid=container.pid,
             landlord_pidfd=container.pidfd.fileno(),
-            kinds=container.namespaces,
+            kinds=container.terms.namespaces,
             affinity=affinity,
-            process=plan_process(container.host, request.process, container.spec.linux, stdio),
+            process=plan_process(request.process, container.terms, stdio),
         )
         timeline.mark("plan")
         launched = yield from _launch(container, request, plan, timeline)
@@ -61,7 +61,7 @@ def _launch(
     kills_before = cgroup.oom_kill_count()
     host, limits = container.host, plan_limits(request.process)
     side = HostSide(timeline, set_limits=lambda pid: set_limits(host, limits, pid))
-    join = cgroup.open_join()
+    join = cgroup.open_join(container.pid)
     try:
         launched = yield from launch_tenant(
             plan, join, request.shape or DIRECT, side, lambda: _landlord(container)
@@ -87,8 +87,8 @@ def plan_affinity(container: Container, process: Process) -> AffinityPlan:
     """The CPUs of a tenant. The container's own execCPUAffinity serves where the exec brings none, as in runc."""
     wanted = process.exec_cpu_affinity
     if wanted is None:
-        wanted = container.spec.process.exec_cpu_affinity
-    annotation = (container.spec.annotations or {}).get(ANNOTATION)
-    if annotation is None:
+        wanted = container.terms.affinity
+    transition = container.terms.transition
+    if transition is None:
         return plan_tenant(None, (), None, wanted)
-    return plan_tenant(annotation, isolated_cpus(), container.cgroup.cpuset_cpus(), wanted)
+    return plan_tenant(transition, isolated_cpus(), container.cgroup.cpuset_cpus(), wanted)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 
 from runtime import limits, seccomp
+from runtime.affinity import ANNOTATION
+from runtime.container import Terms
 from runtime.credentials import plan_credentials
 from runtime.errors import Unsupported
 from runtime.labels import require_available
+from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
 from runtime.record import Record
 from runtime.spec.model import Hooks
@@ -17,14 +20,26 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.container import Host
     from runtime.limits import Limit, SchedulerPlan
-    from runtime.spec.model import Linux, Process, Spec
+    from runtime.namespaces import NamespacePlan
+    from runtime.spec.model import Process, Spec
 
 
-def plan_process(host: Host, process: Process, linux: Linux, stdio: Stdio) -> ProcessPlan:
-    """Decide, and compile the filter; `linux` is the container's.
+def plan_terms(host: Host, spec: Spec, namespaces: NamespacePlan) -> Terms:
+    """What init and every tenant have in common; the seccomp filter is compiled here, once."""
+    linux = spec.linux
+    return Terms(
+        namespaces=namespaces.kinds,
+        init_is_first=bool(namespaces.new & c.CLONE_NEWPID),
+        filter=None if linux.seccomp is None else seccomp.cached(linux.seccomp, host.seccomp_cache),
+        personality=None if linux.personality is None else limits.plan_personality(linux.personality)[0],
+        memory_policy=None if linux.memory_policy is None else limits.plan_memory_policy(linux.memory_policy),
+        affinity=spec.process.exec_cpu_affinity,
+        transition=(spec.annotations or {}).get(ANNOTATION),
+    )
 
-    ConfigError or Unsupported for what the process may not ask for.
-    """
+
+def plan_process(process: Process, terms: Terms, stdio: Stdio) -> ProcessPlan:
+    """Decide. ConfigError or Unsupported for what the process may not ask for."""
     require_available(process.apparmor_profile, process.selinux_label)
     return ProcessPlan(
         args=process.args,
@@ -32,14 +47,14 @@ def plan_process(host: Host, process: Process, linux: Linux, stdio: Stdio) -> Pr
         cwd=process.cwd,
         credentials=plan_credentials(process),
         no_new_privileges=process.no_new_privileges,
-        seccomp=seccomp.cached(linux.seccomp, host.seccomp_cache) if linux.seccomp is not None else None,
+        seccomp=terms.filter,
         apparmor_profile=process.apparmor_profile,
         selinux_label=process.selinux_label,
         terminal=process.terminal,
         console_size=process.console_size,
         stdio=stdio,
-        personality=None if linux.personality is None else limits.plan_personality(linux.personality)[0],
-        memory_policy=None if linux.memory_policy is None else limits.plan_memory_policy(linux.memory_policy),
+        personality=terms.personality,
+        memory_policy=terms.memory_policy,
     )
 
 

@@ -18,12 +18,12 @@ from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, Root, openat2
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.rootfs.copy_up import copy_tree
 from runtime.rootfs.devices import make_console_place, make_devices
-from runtime.rootfs.plan import BindStep, FilesystemStep, SymlinkStep, check_proc, clean
+from runtime.rootfs.plan import BindStep, FilesystemStep, check_proc, clean
 from runtime.spec.checks import named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.rootfs.plan import RootfsPlan
+    from runtime.rootfs.plan import RootfsPlan, Step, SymlinkStep
 
 AT_FDCWD = -100
 _SYSFS_MAGIC = 0x62656572
@@ -130,7 +130,7 @@ def _place(fd: int) -> str:
 # ---- one step ----------------------------------------------------------------------------------
 
 
-def _apply(mounted: MountedRoot, step: FilesystemStep | BindStep | SymlinkStep) -> None:
+def _apply(mounted: MountedRoot, step: Step) -> None:
     try:
         if isinstance(step, BindStep):
             _bind(mounted, step)
@@ -142,7 +142,7 @@ def _apply(mounted: MountedRoot, step: FilesystemStep | BindStep | SymlinkStep) 
         raise MountError(f"{step.path}: {_subject(step)}: {describe(error)}") from error
 
 
-def _subject(step: FilesystemStep | BindStep | SymlinkStep) -> str:
+def _subject(step: Step) -> str:
     if isinstance(step, BindStep):
         return f"bind {named(step.source)} on {named(step.destination)}"
     if isinstance(step, FilesystemStep):
@@ -176,12 +176,12 @@ def _find_directory(root: Root, step: FilesystemStep) -> tuple[OwnedFd, tuple[tu
     """The directory to mount on, made if missing, and the options; a tmpfs takes over the directory's mode."""
     if _must_be_plain(step.destination):
         return _plain_directory(root, step.destination), step.options
+    if step.type != "tmpfs" or any(key == "mode" for key, _value in step.options):
+        return root.make_directories(step.destination), step.options
     try:
         target = root.open(step.destination)
     except FileNotFoundError:
         return root.make_directories(step.destination), step.options
-    if step.type != "tmpfs" or any(key == "mode" for key, _value in step.options):
-        return target, step.options
     mode = stat.S_IMODE(os.fstat(target.fileno()).st_mode)
     return target, (("mode", f"{mode:o}"), *step.options)
 
@@ -212,29 +212,28 @@ def _bind(mounted: MountedRoot, step: BindStep) -> None:
     except FileNotFoundError as error:
         raise MountError(f"{step.path}: source {named(source)} does not exist") from error
     with tree, _bind_target(mounted.root, step, tree) as target:
-        _check_kinds(tree, target, step)
-        kind = "proc" if m.filesystem_magic(tree.fileno()) == c.PROC_SUPER_MAGIC else "bind"
-        _check_target(mounted, target, step, kind)
+        on_proc = _must_be_plain(step.destination) and m.filesystem_magic(tree.fileno()) == c.PROC_SUPER_MAGIC
+        _check_target(mounted, target, step, "proc" if on_proc else "bind")
         _dress(tree.fileno(), step)
         m.move_mount(tree.fileno(), target.fileno())
 
 
 def _bind_target(root: Root, step: BindStep, tree: OwnedFd) -> OwnedFd:
-    directory = stat.S_ISDIR(os.fstat(tree.fileno()).st_mode)
     if _must_be_plain(step.destination):
         return _plain_directory(root, step.destination)
-    if directory:
+    if _is_directory(tree):
         return root.make_directories(step.destination)
-    return root.make_file(step.destination)
-
-
-def _check_kinds(source: OwnedFd, target: OwnedFd, step: BindStep) -> None:
-    kinds = [stat.S_ISDIR(os.fstat(fd.fileno()).st_mode) for fd in (source, target)]
-    if kinds[0] != kinds[1]:  # move_mount(2) would say no more than EINVAL
-        words = ["a directory" if kind else "not a directory" for kind in kinds]
+    target = root.make_file(step.destination)
+    if _is_directory(target):  # move_mount(2) would say no more than EINVAL
+        target.close()
         raise MountError(
-            f"{step.path}: {named(step.source)} is {words[0]}, {named(step.destination)} is {words[1]}"
+            f"{step.path}: {named(step.source)} is not a directory, {named(step.destination)} is one"
         )
+    return target
+
+
+def _is_directory(fd: OwnedFd) -> bool:
+    return stat.S_ISDIR(os.fstat(fd.fileno()).st_mode)
 
 
 def _dress(fd: int, step: BindStep) -> None:

@@ -1,4 +1,4 @@
-"""What a container finds in /dev: nodes, symlinks, and the console's place.
+"""What a container finds in /dev: nodes, symlinks, and a place for the console.
 
 Made before the pivot, in a directory that is held open; a name that the image occupies already stays as it
 is, for nothing of ours ever opens it. Where device nodes cannot be made (a user namespace) the host's are
@@ -125,25 +125,9 @@ def _open_place(parent: int, name: str, mode: int) -> OwnedFd:
 
 
 def make_console_place(root: Root) -> None:
-    """The file that `bind_console` covers, made while /dev can still be written."""
+    """The file that the terminal will cover (`runtime/terminal.py`), made while /dev can still be written."""
     try:
         with root.make_directories("/dev") as dev:
             _open_place(dev.fileno(), "console", 0o666).close()
     except OSError as error:
         raise MountError(f"/dev/console: {describe(error)}") from error
-
-
-def bind_console(slave: int) -> None:
-    """Make the pty `slave`, of the container's own devpts, the container's /dev/console.
-
-    Called on the new root, after the masks. A symlink there is refused: it could lead the console over
-    another file (CVE-2025-52565).
-    """
-    try:
-        with openat2(AT_FDCWD, "/dev/console", os.O_PATH | os.O_NOFOLLOW, RESOLVE_NO_MAGICLINKS) as target:
-            if stat.S_ISLNK(os.fstat(target.fileno()).st_mode):
-                raise MountError("/dev/console is a symlink in the root file system")
-            with m.clone_tree(slave) as tree:
-                m.move_mount(tree.fileno(), target.fileno())
-    except OSError as error:
-        raise MountError(f"bind the terminal on /dev/console: {describe(error)}") from error

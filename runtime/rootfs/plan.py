@@ -85,6 +85,10 @@ class SymlinkStep(Record):
     target: str
 
 
+if TYPE_CHECKING:
+    Step = FilesystemStep | BindStep | SymlinkStep
+
+
 class DeviceNode(Record):
     """A device to make: `mode` has the kind and the permissions."""
 
@@ -100,7 +104,7 @@ class RootfsPlan(Record):
     """Everything about a container's file system. Propagations are MS_* with MS_REC as mount(2) has them."""
 
     root: str
-    steps: tuple[FilesystemStep | BindStep | SymlinkStep, ...] = ()
+    steps: tuple[Step, ...] = ()
     propagation: int = m.MS_SLAVE | m.MS_REC
     root_propagation: int = 0
     bind_root: bool = False
@@ -151,16 +155,11 @@ def plan_rootfs(spec: Spec, bundle: str, view: CgroupView, no_pivot: bool = Fals
     if namespaces.get("mount", "") is not None:
         # Without one, or in somebody else's, every mount below would be made on the host or in that container.
         raise Unsupported("linux.namespaces: a container needs a new mount namespace of its own")
-    propagation, recursive = PROPAGATION[linux.rootfs_propagation or "rslave"]
-    if no_pivot and propagation == m.MS_PRIVATE:
-        raise ConfigError(
-            "linux.rootfsPropagation", f"{linux.rootfs_propagation} is not safe without pivot_root"
-        )
-    steps: list[FilesystemStep | BindStep | SymlinkStep] = []
+    propagation = _propagation(linux.rootfs_propagation, no_pivot)
+    steps: list[Step] = []
     around = _Surroundings(bundle, view, "cgroup" in namespaces, linux.mount_label)
     for index, mount in enumerate(spec.mounts):
         steps += _plan_mount(f"mounts[{index}]", mount, around)
-    propagation |= m.MS_REC if recursive else 0
     return RootfsPlan(
         root=_below(bundle, spec.root.path),
         steps=tuple(steps),
@@ -184,6 +183,13 @@ def plan_rootfs(spec: Spec, bundle: str, view: CgroupView, no_pivot: bool = Fals
     )
 
 
+def _propagation(asked: str | None, no_pivot: bool) -> int:
+    propagation, recursive = PROPAGATION[asked or "rslave"]
+    if no_pivot and propagation == m.MS_PRIVATE:
+        raise ConfigError("linux.rootfsPropagation", f"{asked} is not safe without pivot_root")
+    return propagation | (m.MS_REC if recursive else 0)
+
+
 def clean(path: str) -> str:
     """`path` as an absolute one without `.`, `..` and empty parts, taken by its text alone."""
     return "/" + os.path.normpath(f"/{path}").lstrip("/")
@@ -200,9 +206,7 @@ def _distinct(paths: tuple[str, ...]) -> tuple[str, ...]:
 # ---- mounts ------------------------------------------------------------------------------------
 
 
-def _plan_mount(
-    path: str, mount: Mount, around: _Surroundings
-) -> list[FilesystemStep | BindStep | SymlinkStep]:
+def _plan_mount(path: str, mount: Mount, around: _Surroundings) -> list[Step]:
     options = parse_options(mount.options)
     if options.id_mapped or mount.uid_mappings or mount.gid_mappings:
         raise Unsupported(f"{path}: id-mapped mounts are not supported yet ({named(mount.destination)})")
@@ -286,9 +290,7 @@ def _plan_filesystem(path: str, mount: Mount, options: MountOptions, label: str 
 # ---- cgroups -----------------------------------------------------------------------------------
 
 
-def _plan_cgroup(
-    path: str, mount: Mount, options: MountOptions, around: _Surroundings
-) -> list[FilesystemStep | BindStep | SymlinkStep]:
+def _plan_cgroup(path: str, mount: Mount, options: MountOptions, around: _Surroundings) -> list[Step]:
     """A `cgroup` mount: the v2 tree on a unified machine, else a tmpfs with one directory for each v1 hierarchy.
 
     With a cgroup namespace of its own the container mounts the hierarchies, and their root is its own
@@ -313,9 +315,7 @@ def _plan_cgroup(
     return _plan_v1_cgroups(path, mount, options, around)
 
 
-def _plan_v1_cgroups(
-    path: str, mount: Mount, options: MountOptions, around: _Surroundings
-) -> list[FilesystemStep | BindStep | SymlinkStep]:
+def _plan_v1_cgroups(path: str, mount: Mount, options: MountOptions, around: _Surroundings) -> list[Step]:
     base = m.MOUNT_ATTR_NOEXEC | m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NODEV
     read_only = options.flags & m.MS_RDONLY
     holder = FilesystemStep(
@@ -328,7 +328,7 @@ def _plan_v1_cgroups(
         propagation=options.propagation,
         late_read_only=bool(read_only),
     )
-    steps: list[FilesystemStep | BindStep | SymlinkStep] = [holder]
+    steps: list[Step] = [holder]
     for name, mountpoint, version in around.view.mounts:
         if version != 1:
             continue

@@ -85,8 +85,8 @@ class Channel:
         return message
 
     def received(
-        self, kinds: tuple[type[Record], ...], timeout_s: float | None
-    ) -> Operation[tuple[Record, list[OwnedFd]]]:
+        self, kinds: tuple[type[M], ...], timeout_s: float | None
+    ) -> Operation[tuple[M, list[OwnedFd]]]:
         """Wait, without blocking the caller's thread, for a message of one of `kinds`."""
         yield Readable(self._fd.fileno(), timeout_s)
         message, fds = self.receive(_socket.MSG_DONTWAIT)
@@ -94,6 +94,17 @@ class Channel:
             close_all(fds)
             raise self._unexpected(message, " or ".join(kind.__name__ for kind in kinds))
         return message, fds
+
+    def ended(self, timeout_s: float | None) -> Operation[None]:
+        """Wait, without blocking the caller's thread, until the peer closes its end with nothing more to say."""
+        yield Readable(self._fd.fileno(), timeout_s)
+        try:
+            message, fds = self.receive(_socket.MSG_DONTWAIT)
+        except ChannelClosed:
+            self.close()
+            return
+        close_all(fds)
+        raise self._unexpected(message, "the end")
 
     def _unexpected(self, message: Record, wanted: str) -> StageError:
         got = type(message).__name__

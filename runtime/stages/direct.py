@@ -64,7 +64,7 @@ def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | N
     keep = kept(plan.process.stdio, entry, *(fd for _join, fd in plan.joins))
     flags = plan.namespaces.new & ~LATE_KINDS
     pid_join = [fd.fileno() for join, fd in plan.joins if join.kind == c.CLONE_NEWPID]
-    return _clone(run, near, far, keep, flags, born_in, pid_join[0] if pid_join else -1)
+    return _clone(run, near, far, keep, flags, born_in, pid_join[0] if pid_join else -1, plan.sibling)
 
 
 def launch_tenant(
@@ -107,6 +107,7 @@ def _clone(
     flags: int,
     born_in: OwnedFd | None,
     pid_namespace: int,
+    sibling: bool = False,
 ) -> Channels:
     """Clone with our children's PID namespace set to `pid_namespace` (a pidfd or a namespace's fd; -1: our own)."""
     ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC) if pid_namespace >= 0 else -1
@@ -114,9 +115,8 @@ def _clone(
         if pid_namespace >= 0:
             setns(pid_namespace, c.CLONE_NEWPID)
         try:
-            pid, pidfd = clone_stage(
-                INIT, run, far, keep, flags, cgroup_fd=born_in.fileno() if born_in else -1
-            )
+            cgroup_fd = born_in.fileno() if born_in else -1
+            pid, pidfd = clone_stage(INIT, run, far, keep, flags, sibling, cgroup_fd)
         finally:
             if pid_namespace >= 0:
                 setns(ours, c.CLONE_NEWPID)

@@ -59,6 +59,13 @@ class Start(Record):
     """Main → 2:INIT of a landlord: run the program now."""
 
 
+class Created(Record):
+    """0:CREATE → main: the container is behind its start gate; `fds` names what comes along, by spaces."""
+
+    pid: int
+    fds: str
+
+
 class Failed(Record):
     """Any stage → main: what StageError needs to be raised there as if it had happened there."""
 
@@ -81,10 +88,11 @@ KINDS = {
         HooksDone,
         Ready,
         Start,
+        Created,
         Failed,
     )
 }
-_NUMBERS = {("InitPid", "pid"), ("Failed", "number")}
+_NUMBERS = {("InitPid", "pid"), ("Created", "pid"), ("Failed", "number")}
 
 
 def encode(message: Record) -> bytes:

@@ -53,7 +53,7 @@ class ProcessPlan(Record):
 
 
 class LandlordPlan(Record):
-    """A container's init."""
+    """A container's init. `sibling`: its stages are to be children of our parent, who is going to reap them."""
 
     id: str
     namespaces: NamespacePlan
@@ -66,6 +66,7 @@ class LandlordPlan(Record):
     time_offsets: str
     host_hooks: bool
     process: ProcessPlan
+    sibling: bool = False
 
 
 class TenantPlan(Record):

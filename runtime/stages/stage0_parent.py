@@ -13,9 +13,8 @@ import os
 
 from runtime.errors import StageError
 from runtime.linux import constants as c
-from runtime.linux.fds import OwnedFd, close_all
+from runtime.linux.fds import OwnedFd
 from runtime.stages import direct, staged
-from runtime.stages.channel import ChannelClosed
 from runtime.stages.messages import (
     HooksDone,
     HooksRequest,
@@ -169,13 +168,7 @@ def start_landlord(launched: Launched) -> Operation[None]:
 
 def await_execve(launched: Launched) -> Operation[None]:
     """Until the channel ends, which execve does (close-on-exec); a failed one says so before."""
-    try:
-        message, fds = yield from launched.channel.received((), STAGE_TIMEOUT_S)
-    except ChannelClosed:
-        launched.channel.close()
-        return
-    close_all(fds)
-    raise StageError("main", "read", "message", f"expected the end of the channel, got {message!r}")
+    yield from launched.channel.ended(STAGE_TIMEOUT_S)
 
 
 def _clone_failure(error: OSError) -> StageError:

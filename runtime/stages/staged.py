@@ -42,7 +42,7 @@ def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | N
         enter_remaining_namespaces(step, plan)
         become_init(step, plan, main)
 
-    return _clone(run_inter, run_init, keep, born_in)
+    return _clone(run_inter, run_init, keep, born_in, plan.sibling)
 
 
 def launch_tenant(
@@ -66,6 +66,7 @@ def _clone(
     run_init: Callable[[Step, Channel], None],
     keep: tuple[int, ...],
     born_in: OwnedFd | None,
+    sibling: bool = False,
 ) -> Channels:
     near_inter, far_inter = channel_pair("main", INTER)
     near_init, far_init = channel_pair("main", INIT)
@@ -83,6 +84,7 @@ def _clone(
             lambda step: run_inter(step, far_inter, clone_init),
             far_inter,
             (*keep, far_init.fileno()),
+            sibling=sibling,
             cgroup_fd=born_in.fileno() if born_in else -1,
         )
     except OSError:

@@ -120,10 +120,17 @@ CRI_TABLE = {"1.6": '"io.containerd.grpc.v1.cri"', "2.3": '"io.containerd.cri.v1
 class Containerd:
     """A running containerd of our own. `close` ends it, its pods and everything they left.
 
-    `kernel_command_line`, if given, is what the daemon and its shims read in /proc/cmdline.
+    `kernel_command_line`, if given, is what the daemon and its shims read in /proc/cmdline; `environment` is
+    added to theirs.
     """
 
-    def __init__(self, version: str, registry: Registry, kernel_command_line: str | None = None) -> None:
+    def __init__(
+        self,
+        version: str,
+        registry: Registry,
+        kernel_command_line: str | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.version = version
         self.binaries = binaries(version)
         self.handlers = handlers.available()
@@ -134,6 +141,7 @@ class Containerd:
         self.run_dir = directory / "run"  # Manor's: the warden and its sockets
         self.log = directory / "containerd.log"
         self._kernel_command_line = kernel_command_line
+        self._more_environment = environment or {}
         try:
             self._configure(registry)
             self.start()
@@ -167,7 +175,8 @@ class Containerd:
     def environment(self) -> dict[str, str]:
         """What the daemon, and through it every shim, has in its environment."""
         path = f"{self._programs}:{self.binaries.path}"
-        return {**self.instance.environment(), "PATH": path, "MANOR_RUN_DIR": str(self.run_dir)}
+        own = {"PATH": path, "MANOR_RUN_DIR": str(self.run_dir)}
+        return {**self.instance.environment(), **own, **self._more_environment}
 
     def start(self) -> None:
         """Start the daemon and wait until the CRI answers."""

@@ -62,7 +62,7 @@ def take(node: Containerd) -> Inventory:
     # The daemon may have been restarted in between: it is not what we look for. A warden is, if it stays.
     ours = list(instance.processes())
     parents = {found.pid for found in ours} | {node.process.pid}
-    visible = {str(found) for found in ours if found.pid != node.process.pid and not _warden(found.pid)}
+    visible = {str(found) for found in ours if found.pid != node.process.pid and not _stays(found.pid)}
     things = {
         "process": frozenset(visible),
         "zombie": frozenset(_zombies(parents)),
@@ -106,18 +106,36 @@ def _zombies(parents: set[int]) -> Iterator[str]:
                 yield f"{found} child of {found.parent}"
 
 
-def _warden(pid: int) -> bool:
-    """Whether a process is a warden, which outlives the pods by design: one per node, told by its title."""
+def _arguments(pid: int) -> list[bytes]:
     try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return False
-    return any(b"warden" in argument for argument in arguments) and b"-id" not in arguments
+        return []
+
+
+def _is_warden(pid: int) -> bool:
+    return any(argument.startswith(b"manor-warden") for argument in _arguments(pid)[:1])
+
+
+def _is_scribe(pid: int) -> bool:
+    return any(b"shim.scribe" in argument for argument in _arguments(pid))
+
+
+def _stays(pid: int) -> bool:
+    """Whether a process outlives the pods by design: a node has one warden and one scribe."""
+    return _is_warden(pid) or _is_scribe(pid)
 
 
 def wardens(node: Containerd) -> list[int]:
     """The pids of a node's wardens."""
-    return [found.pid for found in node.instance.processes() if _warden(found.pid)]
+    return [found.pid for found in node.instance.processes() if _is_warden(found.pid)]
+
+
+def staying(node: Containerd) -> dict[str, int]:
+    """The processes that Manor has beside its shims, by kind and pid."""
+    kinds = (("warden", _is_warden), ("scribe", _is_scribe))
+    pids = [found.pid for found in node.instance.processes()]
+    return {f"{kind} {pid}": pid for pid in pids for kind, is_one in kinds if is_one(pid)}
 
 
 def _kept_files(instance: Instance) -> Iterator[str]:
@@ -149,9 +167,8 @@ def _sockets(instance: Instance) -> Iterator[str]:
 
 
 def _descriptors(node: Containerd) -> dict[str, int]:
-    """How many files the daemon and the wardens have open."""
-    owners = {f"containerd {node.process.pid}": node.process.pid}
-    owners |= {f"warden {pid}": pid for pid in wardens(node)}
+    """How many files the daemon and what stays of Manor have open."""
+    owners = {f"containerd {node.process.pid}": node.process.pid} | staying(node)
     counts = {}
     for owner, pid in owners.items():
         try:

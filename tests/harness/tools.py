@@ -9,6 +9,7 @@ start services. Libraries and small tools come by apt. Standard library only.
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
@@ -38,7 +39,7 @@ PACKAGES = {
     "pkg-config": "/usr/bin/pkg-config",
     "libseccomp-dev": "/usr/include/seccomp.h",
     "libseccomp2": "/usr/lib/*/libseccomp.so.2",
-    "busybox-static": "/bin/busybox",
+    "busybox-static": "/usr/share/doc/busybox-static",
     "containernetworking-plugins": "/usr/lib/cni/bridge",
     "crun": "/usr/bin/crun",
     "iproute2": "/usr/sbin/ip",
@@ -177,12 +178,9 @@ def _install_packages(names: list[str]) -> None:
     )
 
 
+@functools.cache
 def _update_package_lists() -> None:
-    """Refresh apt's lists, unless that was done within the last hour."""
-    stamp = Path("/var/lib/apt/lists/lock")
-    lists = any(Path("/var/lib/apt/lists").glob("*Packages*"))
-    if lists and stamp.exists() and time.time() - stamp.stat().st_mtime < 3600:
-        return
+    """Refresh apt's lists, once: they are asked for only where something is missing."""
     run(["apt-get", "update", "-q"])
 
 

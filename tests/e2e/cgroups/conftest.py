@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from runtime.cgroups import Layout, detect_layout
+from runtime.cgroups.layout import HYBRID, make_layout
 from tests.e2e.cgroups.yard import Yard
 
 
-@pytest.fixture(scope="session")
-def layout() -> Layout:
-    return detect_layout()
+@pytest.fixture(scope="session", params=["as mounted", "v1 alone"])
+def layout(request: pytest.FixtureRequest) -> Layout:
+    """This machine's layout; on a hybrid one also what it would be without its v2 hierarchy."""
+    found = detect_layout()
+    if request.param == "as mounted":
+        return found
+    if found.mode != HYBRID:
+        pytest.skip("not a hybrid machine")
+    return make_layout(found.v1)
 
 
 @pytest.fixture
@@ -23,6 +30,10 @@ def yard(layout: Layout) -> Iterator[Yard]:
     descriptors = sorted(os.listdir("/proc/self/fd"))
     yield made
     made.close()
-    left = [each.mountpoint for each in layout.hierarchies if (Path(each.mountpoint) / made.parent).exists()]
+    left = [
+        each.mountpoint
+        for each in detect_layout().hierarchies
+        if (Path(each.mountpoint) / made.parent).exists()
+    ]
     assert not left, f"cgroups left in {left}"
     assert sorted(os.listdir("/proc/self/fd")) == descriptors

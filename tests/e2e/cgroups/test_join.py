@@ -14,23 +14,26 @@ from runtime.spec.model import Cpu
 from tests.e2e.cgroups.hugetlb import landlord_moved_away
 from tests.e2e.cgroups.yard import Yard
 
-needs_v2 = pytest.mark.skipif(
-    not any("cgroup2" in line for line in Path("/proc/self/mountinfo").read_text().splitlines()),
-    reason="no cgroup v2 here",
-)
+
+@pytest.fixture
+def v2_yard(yard: Yard) -> Yard:
+    if yard.layout.unified is None:
+        pytest.skip("no cgroup v2 here")
+    return yard
 
 
-def entries(pid: int) -> dict[str, str]:
-    """/proc/PID/cgroup: the path by the controllers."""
+def entries(yard: Yard, pid: int) -> dict[str, str]:
+    """/proc/PID/cgroup: the path by the controllers, for the hierarchies of the layout."""
     lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-    return {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines}
+    found = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in lines}
+    return {controllers: path for controllers, path in found.items() if controllers or yard.layout.unified}
 
 
 def test_member_is_in_the_cgroup_of_every_hierarchy(yard: Yard) -> None:
     cgroup = yard.make()
     pid = yard.spawn(cgroup, "sleep", "100")
-    assert set(entries(pid).values()) == {f"/{cgroup.path}"}
-    assert len(entries(pid)) == len(yard.layout.hierarchies)
+    assert set(entries(yard, pid).values()) == {f"/{cgroup.path}"}
+    assert len(entries(yard, pid)) == len(yard.layout.hierarchies)
     assert cgroup.pids() == [pid]
     assert cgroup.holders() == [pid]
 
@@ -57,57 +60,55 @@ def test_join_of_a_cgroup_that_is_gone_fails_and_keeps_nothing_open(yard: Yard) 
     assert os.listdir("/proc/self/fd") == before
 
 
-@needs_v2
-def test_cgroup_with_controllers_for_its_children_can_not_be_joined_but_the_landlords_can(yard: Yard) -> None:
-    cgroup = yard.make()
-    landlord = yard.spawn(cgroup, "sleep", "100")
+def test_cgroup_with_controllers_for_its_children_can_not_be_joined_but_the_landlords_can(
+    v2_yard: Yard,
+) -> None:
+    cgroup = v2_yard.make()
+    landlord = v2_yard.spawn(cgroup, "sleep", "100")
     with landlord_moved_away(Path(cgroup.paths["unified"])) as child:
         with pytest.raises(OSError, match="clone3") as refused:
-            yard.spawn(cgroup, "sleep", "100")
+            v2_yard.spawn(cgroup, "sleep", "100")
         assert refused.value.errno == errno.EBUSY
-        with landlord_directory(yard.layout, landlord) as directory:
-            tenant = yard.spawn(cgroup, "sleep", "100", v2_dir=directory)
-        assert entries(tenant)[""] == f"/{cgroup.path}/{child.name}"
+        with landlord_directory(v2_yard.layout, landlord) as directory:
+            tenant = v2_yard.spawn(cgroup, "sleep", "100", v2_dir=directory)
+        assert entries(v2_yard, tenant)[""] == f"/{cgroup.path}/{child.name}"
         assert sorted(cgroup.pids()) == sorted([landlord, tenant])
-        others = {path for controllers, path in entries(tenant).items() if controllers}
+        others = {path for controllers, path in entries(v2_yard, tenant).items() if controllers}
         assert others <= {f"/{cgroup.path}"}
 
 
-@needs_v2
-def test_landlords_cgroup_stands_in_for_one_that_is_gone(yard: Yard, layout: Layout) -> None:
+def test_landlords_cgroup_stands_in_for_one_that_is_gone(v2_yard: Yard, layout: Layout) -> None:
     unified = layout.unified
     assert unified is not None
-    cgroup, elsewhere = yard.make(), yard.make("elsewhere")
-    landlord = yard.spawn(cgroup, "sleep", "100")
+    cgroup, elsewhere = v2_yard.make(), v2_yard.make("elsewhere")
+    landlord = v2_yard.spawn(cgroup, "sleep", "100")
     Path(elsewhere.paths["unified"], "cgroup.procs").write_text(str(landlord))
     os.rmdir(cgroup.paths["unified"])
     with pytest.raises(FileNotFoundError):
         cgroup.open_join()
-    tenant = yard.spawn(cgroup, "sleep", "100", landlord=landlord) if layout.v1 else 0
+    tenant = v2_yard.spawn(cgroup, "sleep", "100", landlord=landlord) if layout.v1 else 0
     if tenant:
-        assert entries(tenant)[""] == f"/{elsewhere.path}"
-        assert entries(tenant)["memory"] == f"/{cgroup.path}"
+        assert entries(v2_yard, tenant)[""] == f"/{elsewhere.path}"
+        assert entries(v2_yard, tenant)["memory"] == f"/{cgroup.path}"
     with landlord_directory(layout, landlord) as directory:
         assert os.path.samestat(os.fstat(directory.fileno()), os.stat(elsewhere.paths["unified"]))
 
 
-@needs_v2
-def test_landlord_that_is_gone_has_no_cgroup_to_offer(yard: Yard) -> None:
-    cgroup = yard.make()
-    pid = yard.spawn(cgroup, "sleep", "100")
+def test_landlord_that_is_gone_has_no_cgroup_to_offer(v2_yard: Yard) -> None:
+    cgroup = v2_yard.make()
+    pid = v2_yard.spawn(cgroup, "sleep", "100")
     os.kill(pid, signal.SIGKILL)
-    yard.wait(pid)
+    v2_yard.wait(pid)
     with pytest.raises(FileNotFoundError):
-        landlord_directory(yard.layout, pid)
+        landlord_directory(v2_yard.layout, pid)
 
 
-@needs_v2
-def test_landlords_cgroup_is_read_through_the_given_procfs(yard: Yard) -> None:
-    cgroup = yard.make()
-    pid = yard.spawn(cgroup, "sleep", "100")
+def test_landlords_cgroup_is_read_through_the_given_procfs(v2_yard: Yard) -> None:
+    cgroup = v2_yard.make()
+    pid = v2_yard.spawn(cgroup, "sleep", "100")
     proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY)
     try:
-        with landlord_directory(yard.layout, pid, proc) as directory:
+        with landlord_directory(v2_yard.layout, pid, proc) as directory:
             assert os.path.samestat(os.fstat(directory.fileno()), os.stat(cgroup.paths["unified"]))
     finally:
         os.close(proc)
@@ -118,5 +119,5 @@ def test_child_cgroup_is_joined_by_its_relative_path(yard: Yard) -> None:
     child = yard.make(f"{cgroup.path.rpartition('/')[2]}/inner")
     assert cgroup.child("inner").paths == child.paths
     pid = yard.spawn(cgroup.child("inner"), "sleep", "100")
-    assert set(entries(pid).values()) == {f"/{cgroup.path}/inner"}
+    assert set(entries(yard, pid).values()) == {f"/{cgroup.path}/inner"}
     assert cgroup.pids() == [pid]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from runtime.cgroups import Cgroup, Layout, create_cgroup
+from runtime.cgroups import Cgroup, Layout, create_cgroup, detect_layout
 from runtime.linux.fds import OwnedFd, pipe
 from runtime.linux.process import clone3
 from runtime.spec.model import Resources
@@ -86,7 +86,7 @@ class Yard:
             self.wait(pid)
         for cgroup in self.cgroups:
             until(cgroup.try_delete)
-        until(Cgroup(self.layout, self.parent).try_delete)
+        until(Cgroup(detect_layout(), self.parent).try_delete)  # in all of them: runc goes everywhere
 
 
 def _become_member(enter: Any, arguments: tuple[str, ...], report: int) -> NoReturn:

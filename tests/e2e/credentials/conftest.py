@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.runtime.conftest import Output, Runner, runner, shape
+from runtime.stages.plan import DIRECT, STAGED
+from tests.e2e.runtime.conftest import Output, Runner, runner
 from tests.harness import tools
 
 if TYPE_CHECKING:
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
     from tests.harness.bundles import Bundle
 
-__all__ = ["Runc", "Runner", "runc", "runner", "shape"]
+__all__ = ["Runc", "Runner", "runc", "runner", "way"]
+
+
+@pytest.fixture(params=[(DIRECT, True), (STAGED, False)], ids=["direct-apart", "staged"])
+def way(request: pytest.FixtureRequest) -> tuple[str, bool]:
+    """Half of the ways that `runner` knows: each shape, and create here and apart. The other tests have them all."""
+    chosen: tuple[str, bool] = request.param
+    return chosen
 
 
 @dataclass
@@ -53,21 +61,10 @@ class Runc:
         name = f"manor-test-{os.getpid()}-{bundle.path.name}"
         pid_file = bundle.path / "pid"
         log = bundle.path / "log"
-        call = [
-            self.program,
-            "--root",
-            self.root,
-            "run",
-            "--detach",
-            "--pid-file",
-            pid_file,
-            "--bundle",
-            bundle.path,
-        ]
-        with open(log, "wb") as stream:
-            done = subprocess.run(
-                [*call, name], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False, timeout=60
-            )
+        options = ["--detach", "--pid-file", str(pid_file), "--bundle", str(bundle.path)]
+        call = [str(self.program), "--root", str(self.root), "run", *options, name]
+        with open(log, "wb") as stream:  # not a pipe: the container keeps it
+            done = subprocess.run(call, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=False)
         assert done.returncode == 0, log.read_text()
         self.ids.append(name)
         return name, int(pid_file.read_text())

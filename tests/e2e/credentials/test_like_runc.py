@@ -112,17 +112,17 @@ def test_init_is_what_runc_makes_of_it(runner: Runner, runc: Runc, case: str) ->
     assert audited(got.stdout) == with_primary_group(audited(wanted.stdout))
 
 
-# An exec makes no working directory; in runc it has its container's capabilities if it brings none, and its umask.
-OF_INIT_ONLY = ("image lacks", "no capabilities object", "umask")
+# An exec makes no working directory, and in runc one without capabilities gets its container's.
+OF_INIT_ONLY = ("image lacks", "no capabilities object")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not any(words in case for words in OF_INIT_ONLY)])
 def test_an_exec_is_what_runc_makes_of_it(runner: Runner, runc: Runc, case: str) -> None:
     process, filtered = CASES[case]
     bundle = runner.bundle("sleep", "1000")
-    change(bundle.config, {}, filtered)
+    change(bundle.config, process, filtered)  # runc takes an exec's umask and OOM score from there alone
     name, _pid = runc.started(bundle)
-    container = runner.started(change=lambda config: change(config, {}, filtered))
+    container = runner.started(change=lambda config: change(config, process, filtered))
     wanted = runc.exec(name, bundle.process(["sh", "-c", AUDIT]) | process, bundle.path)
     got = runner.exec(container, "sh", "-c", AUDIT, **process)
     assert (got.code, wanted.code) == (0, 0), got.stderr + wanted.stderr
@@ -164,12 +164,13 @@ def test_no_descriptor_of_the_runtime_is_a_working_directory(runner: Runner, pat
             runner.exec(container, "pwd", cwd=path.format(number))
 
 
-def test_a_scheduling_policy_reaches_the_program(runner: Runner, runc: Runc) -> None:
-    script = "cut -d' ' -f 19,41 /proc/self/stat"  # nice value and policy
+def test_scheduling_policy_and_personality_reach_the_program(runner: Runner, runc: Runc) -> None:
+    script = "cut -d' ' -f 19,41 /proc/self/stat; uname -m"  # nice value, policy
     ours, theirs = runner.bundle("sh", "-c", script), runner.bundle("sh", "-c", script)
     for bundle in (ours, theirs):
         bundle.config["process"]["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
-    assert runner.run(ours).stdout == runc.run(theirs).stdout == "7 3\n"
+        bundle.config["linux"]["personality"] = {"domain": "LINUX32"}
+    assert runner.run(ours).stdout == runc.run(theirs).stdout == "7 3\ni686\n"
 
 
 def test_an_io_priority_reaches_the_program(runner: Runner, runc: Runc) -> None:

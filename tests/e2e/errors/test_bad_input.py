@@ -113,6 +113,32 @@ def test_a_command_that_is_not_in_the_root_filesystem_is_an_error_of_create(
         door.create("made-by-hand", bundle, [])
 
 
+def change(bundle: Path, *path: str, value: object) -> None:
+    """Put a value into the bundle's configuration."""
+    configuration = json.loads((bundle / "config.json").read_text(encoding="utf-8"))
+    *way, last = path
+    inner = configuration
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
+    (bundle / "config.json").write_text(json.dumps(configuration), encoding="utf-8")
+
+
+def test_a_mount_source_that_is_not_there_is_named_by_the_runtime_too(door: TaskClient, bundle: Path) -> None:
+    (bundle / "rootfs" / "bin").mkdir()
+    mount = {"destination": "/data", "type": "bind", "source": "/no/such/source", "options": ["rbind"]}
+    change(bundle, "mounts", value=[mount])
+    with pytest.raises(RpcError, match="/no/such/source"):
+        door.create("made-by-hand", bundle, [])
+
+
+@pytest.mark.parametrize("uid", [-1, 1 << 32, "root"])
+def test_a_user_that_is_no_number_is_refused(door: TaskClient, bundle: Path, uid: object) -> None:
+    change(bundle, "process", "user", value={"uid": uid, "gid": 0})
+    with pytest.raises(RpcError):
+        door.create("made-by-hand", bundle, [])
+
+
 @pytest.mark.parametrize("name", ["../escape", "a/b", "..", "", "a" * 300])
 def test_an_id_that_is_not_a_name_is_refused(door: TaskClient, bundle: Path, name: str) -> None:
     with pytest.raises(RpcError):

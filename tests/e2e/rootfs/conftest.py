@@ -24,9 +24,9 @@ __all__ = ["Runner", "runner"]
 
 
 @pytest.fixture
-def shape() -> str:
-    """One shape of the stages is enough here: the file system is made in the same way in both."""
-    return DIRECT
+def way() -> tuple[str, bool]:
+    """One shape of the stages is enough here: the file system is made in the same way in all."""
+    return DIRECT, False
 
 
 class Canary:

@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runtime.rootfs import bind_console
-from tests.e2e.rootfs.conftest import bind, mount_lines
+from runtime.cgroups import detect_layout
+from runtime.linux.constants import WALL
+from runtime.linux.process import unshare
+from runtime.operations import start
+from runtime.rootfs import RootfsPlan, apply_mounts, pivot_into, plan_rootfs, protect
+from runtime.rootfs.plan import DeviceNode
+from runtime.spec.load import load_spec
+from runtime.waiting import run
+from tests.e2e.rootfs.conftest import NAMESPACES, bind, mount_lines
+from tests.unit.runtime.forked import enter_user_namespace, in_child
 
 if TYPE_CHECKING:
     from tests.e2e.rootfs.conftest import Canary, Inside
     from tests.e2e.runtime.conftest import Runner
     from tests.harness.bundles import Bundle
+
+NULL = os.makedev(1, 3)
 
 
 def list_dev() -> dict[str, list[Any]]:
@@ -112,25 +122,6 @@ def test_a_dev_that_is_a_symlink_fills_nothing_outside(
     canary.assert_untouched()
 
 
-def test_a_terminal_of_the_containers_devpts_becomes_its_console(inside: Inside, bundle: Bundle) -> None:
-    bundle.config["process"]["terminal"] = True
-
-    def console() -> list[Any]:
-        master = os.open("/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY)
-        os.set_blocking(master, False)
-        number = 0
-        import fcntl
-        import struct
-
-        fcntl.ioctl(master, 0x40045431, struct.pack("i", 0))  # TIOCSPTLCK: unlock
-        slave = os.open(f"/dev/pts/{number}", os.O_RDWR | os.O_NOCTTY)
-        bind_console(slave)
-        line = next(line for line in mount_lines() if line.split()[4] == "/dev/console")
-        return [line.split()[3], os.stat("/dev/console").st_rdev == os.fstat(slave).st_rdev]
-
-    assert inside(console) == ["/0", True]
-
-
 @pytest.mark.parametrize("target", ["{canary}/new", "{canary}/file", "/proc/sys/kernel/core_pattern"])
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_console_that_is_a_symlink_is_not_followed(
@@ -153,11 +144,55 @@ def test_a_read_only_dev_still_gets_its_devices_and_console(runner: Runner) -> N
     bundle.config["mounts"][1]["options"].append("ro")
     bundle.config["process"]["terminal"] = True
     container = runner.create(bundle)
-    from runtime.operations import start
-    from runtime.waiting import run
-
     run(start(container))
-    status = os.waitpid(container.pid, 0x40000000)[1]
+    status = os.waitpid(container.pid, WALL)[1]
     container.ended()
     runner.delete(container)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_in_a_user_namespace_the_hosts_devices_are_bound(bundle: Bundle) -> None:
+    """mknod(2) is not allowed there. One mapped id is enough: the default /dev/pts wants gid 5, which has none."""
+    mapping = [{"containerID": 0, "hostID": 0, "size": 1}]
+    bundle.config["linux"] |= {"uidMappings": mapping, "gidMappings": mapping}
+    bundle.config["linux"]["namespaces"].append({"type": "user"})
+    bundle.config["mounts"][2]["options"].remove("gid=5")
+    bundle.config["root"]["readonly"] = True
+    plan = plan_rootfs(load_spec(bundle.write()), str(bundle.path), detect_layout().view())
+
+    def init() -> list[Any]:
+        mounted = apply_mounts(plan)
+        pivot_into(mounted)
+        protect(mounted)
+        Path("/dev/null").write_text("x")
+        devices = {name: os.stat(f"/dev/{name}").st_rdev for name in ("null", "tty", "zero")}
+        masked = os.stat("/proc/keys").st_rdev
+        return [
+            devices,
+            masked,
+            [line.split()[3] for line in mount_lines() if line.split()[4] == "/dev/null"],
+        ]
+
+    def parent() -> Any:
+        enter_user_namespace(NAMESPACES)
+        return in_child(init)
+
+    devices, masked, sources = in_child(parent)
+    assert devices == {"null": NULL, "tty": os.makedev(5, 0), "zero": os.makedev(1, 5)}
+    assert masked == NULL
+    assert sources == ["/null"]
+
+
+def test_a_device_of_the_host_that_is_another_one_is_not_bound(bundle: Bundle) -> None:
+    plan = RootfsPlan(
+        root=str(bundle.rootfs),
+        bind_devices=True,
+        devices=(DeviceNode("/dev/zero", stat.S_IFCHR | 0o666, 1, 3),),
+    )
+
+    def init() -> None:
+        unshare(NAMESPACES)
+        apply_mounts(plan)
+
+    with pytest.raises(AssertionError, match="device /dev/zero: not the device 1:3 that was asked for"):
+        in_child(init)

@@ -103,6 +103,20 @@ def test_all_mounts_are_what_runc_makes_of_the_same_config(runner: Runner, reado
     assert found[0] == found[1]
 
 
+def test_without_a_cgroup_namespace_a_container_sees_its_own_cgroups_and_no_others(runner: Runner) -> None:
+    bundle = runner.bundle("cat", "/proc/self/mountinfo")
+    bundle.config["mounts"].append(
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid"]}
+    )
+    namespaces = bundle.config["linux"]["namespaces"]
+    namespaces[:] = [each for each in namespaces if each["type"] != "cgroup"]
+    lines = [line.split() for line in runner.run(bundle).stdout.splitlines()]
+    cgroups = [fields for fields in lines if fields[-3].startswith("cgroup")]
+    assert cgroups
+    assert all(fields[3].startswith(bundle.config["linux"]["cgroupsPath"]) for fields in cgroups)
+    assert all("ro" in fields[5].split(",") for fields in cgroups)
+
+
 def test_a_source_that_is_not_there_is_named(runner: Runner) -> None:
     bundle = runner.bundle("true")
     bundle.config["mounts"].append(bind("/no/such/source", "/data"))
@@ -145,7 +159,7 @@ def test_a_directory_is_not_bound_on_a_file_nor_a_file_on_a_directory(
     inside: Inside, bundle: Bundle, canary: Canary
 ) -> None:
     bundle.config["mounts"].append(bind(canary.path / "file", "/etc"))
-    with pytest.raises(AssertionError, match=r"mounts\[5\]: .*/file is not a directory, /etc is a directory"):
+    with pytest.raises(AssertionError, match=r"mounts\[5\]: .*/file is not a directory, /etc is one"):
         inside(lambda: None)
     bundle.config["mounts"][5] = bind(canary.path / "dir", "/etc/passwd")
     with pytest.raises(AssertionError, match=r"mounts\[5\]: bind .*/dir on /etc/passwd: .*Not a directory"):

@@ -13,7 +13,7 @@ import pytest
 
 from runtime.cgroups import detect_layout
 from runtime.container import Container, CreateRequest, ExecRequest, Host, Tenant, open_host
-from runtime.operations import create, delete, exec_, kill, start
+from runtime.operations import ApartRequest, create, create_apart, delete, exec_, kill, start
 from runtime.spec.load import load_process, load_spec
 from runtime.stages.plan import DIRECT, STAGED, Stdio
 from runtime.waiting import run
@@ -38,6 +38,7 @@ class Runner:
     directory: Path
     host: Host
     shape: str
+    apart: bool
     containers: list[Container] = field(default_factory=list)
     _names: int = 0
 
@@ -48,10 +49,16 @@ class Runner:
         return Bundle(self.directory / name, list(args), f"/manor-tests/{os.getpid()}-{name}")
 
     def create(self, bundle: Bundle, stdio: Stdio | None = None, container_id: str = "") -> Container:
-        spec = load_spec(bundle.write())
+        data = bundle.write()
         name = container_id or bundle.path.name
-        request = CreateRequest(name, str(bundle.path), spec, stdio or Stdio(), self.shape)
-        container = run(create(self.host, request))
+        stdio = stdio or Stdio()
+        if self.apart:
+            container = run(
+                create_apart(self.host, ApartRequest(name, str(bundle.path), stdio, shape=self.shape))
+            )
+        else:
+            request = CreateRequest(name, str(bundle.path), load_spec(data), stdio, self.shape)
+            container = run(create(self.host, request))
         self.containers.append(container)
         return container
 
@@ -143,26 +150,41 @@ class _Pipes:
         return Output(code, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
 
 
-@pytest.fixture(params=[DIRECT, STAGED])
-def shape(request: pytest.FixtureRequest) -> str:
-    """Both ways to do stage 1's work: every test of this folder holds for both."""
-    name: str = request.param
-    return name
+def _name(way: tuple[str, bool]) -> str:
+    shape, apart = way
+    return f"{shape}-apart" if apart else shape
+
+
+@pytest.fixture(params=[(DIRECT, False), (STAGED, False), (DIRECT, True), (STAGED, True)], ids=_name)
+def way(request: pytest.FixtureRequest) -> tuple[str, bool]:
+    """Both shapes of stage 1, and create here or in a process of its own: every test holds for all of them."""
+    chosen: tuple[str, bool] = request.param
+    return chosen
 
 
 @pytest.fixture
-def runner(tmp_path: Path, shape: str) -> Iterator[Runner]:
+def runner(tmp_path: Path, way: tuple[str, bool]) -> Iterator[Runner]:
     """A Runner; what exists after the test must have existed before it."""
     host = open_host(str(tmp_path / "state"), str(tmp_path / "filters"), detect_layout())
-    made = Runner(tmp_path, host, shape)
+    made = Runner(tmp_path, host, *way)
     before = _inventory(made)
     yield made
     made.clean()
     deadline = time.monotonic() + GRACE_S
+    _reap()
     while (left := _inventory(made) - before) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left, f"left behind: {sorted(left)}"
     host.procfs.close()
+
+
+def _reap() -> None:
+    """Collect the siblings that a process of ours has made for us, as a shim's reaper would."""
+    try:
+        while os.waitpid(-1, os.WNOHANG | 0x40000000) != (0, 0):
+            pass
+    except ChildProcessError:
+        pass
 
 
 def _inventory(runner: Runner) -> set[str]:

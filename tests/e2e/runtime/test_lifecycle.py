@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime import state
-from runtime.errors import ConfigError, IdInUse, InvalidId, InvalidState, NotFound, StageError, Unsupported
+from runtime.errors import (
+    ALREADY_EXISTS,
+    INVALID_CONFIG,
+    UNSUPPORTED,
+    InvalidId,
+    InvalidState,
+    ManorError,
+    NotFound,
+    StageError,
+)
 from runtime.operations import kill, start
 from runtime.state import load
 from runtime.waiting import run
@@ -105,8 +114,9 @@ def test_starting_twice_is_refused(runner: Runner) -> None:
 
 def test_an_id_in_use_is_refused_and_the_first_container_unharmed(runner: Runner) -> None:
     first = runner.started()
-    with pytest.raises(IdInUse, match=first.id):
+    with pytest.raises(ManorError, match=first.id) as caught:
         runner.create(runner.bundle("true"), container_id=first.id)
+    assert caught.value.kind == ALREADY_EXISTS
     assert runner.exec(first, "true").code == 0
 
 
@@ -160,8 +170,9 @@ def test_a_spec_without_a_mount_namespace_is_refused(runner: Runner) -> None:
     bundle = runner.bundle("true")
     kinds = bundle.config["linux"]["namespaces"]
     bundle.config["linux"]["namespaces"] = [kind for kind in kinds if kind["type"] != "mount"]
-    with pytest.raises(ConfigError, match="mount namespace"):
+    with pytest.raises(ManorError, match="mount namespace") as caught:
         runner.create(bundle)
+    assert caught.value.kind == INVALID_CONFIG
 
 
 def test_kill_reaches_init_and_then_finds_it_finished(runner: Runner) -> None:
@@ -237,8 +248,9 @@ def test_a_personality_is_in_force_for_init_and_execs(runner: Runner) -> None:
 def test_what_is_not_done_yet_is_refused_by_name(runner: Runner, field: str, change: Any) -> None:
     bundle = runner.bundle("true")
     change(bundle.config)
-    with pytest.raises(Unsupported, match=field):
+    with pytest.raises(ManorError, match=field) as caught:
         runner.create(bundle)
+    assert caught.value.kind == UNSUPPORTED
 
 
 def test_a_user_namespace_maps_root(runner: Runner) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any as Json
 
 from shim.api import events, task, types
+from shim.api.bootstrap import BootstrapParams, BootstrapResult
 from shim.api.codec import decode, encode
 from shim.api.message import Message
 from shim.api.types import Any, Empty, Mount
@@ -62,14 +63,19 @@ class Events:
     def _serve(self, peer: socket.socket) -> None:
         protocol = ServerConnection()
         with peer:
-            while data := peer.recv(65536):
-                for call in protocol.receive(data):
-                    assert isinstance(call, Call)
-                    envelope = decode(events.ForwardRequest, call.payload).envelope
-                    assert envelope is not None
-                    assert envelope.event is not None
-                    self.seen.append((envelope.topic, envelope.event.value))
-                    peer.sendall(protocol.respond(call.stream_id, encode(Empty())))
+            try:
+                while data := peer.recv(65536):
+                    for call in protocol.receive(data):
+                        assert isinstance(call, Call)
+                        self._note(decode(events.ForwardRequest, call.payload).envelope)
+                        peer.sendall(protocol.respond(call.stream_id, encode(Empty())))
+            except OSError:
+                pass  # the shim was killed
+
+    def _note(self, envelope: types.Envelope | None) -> None:
+        assert envelope is not None
+        assert envelope.event is not None
+        self.seen.append((envelope.topic, envelope.event.value))
 
     def topics(self) -> list[str]:
         """The topics so far, without their common prefix; exits with the id of the process."""
@@ -84,95 +90,15 @@ class Events:
         self._listener.close()
 
 
-class Door:
-    """One shim's world. `start` runs the launcher; the calls go to the shim that answered last."""
+class Calls:
+    """The Task service of a shim as functions, over a connection of its own."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.run_dir = directory / "run"
-        self.run_dir.mkdir(mode=0o700)
-        self.cgroup_parent = f"mnr-{secrets.token_hex(4)}"
-        self.events = Events(str(directory / "events"))
-        self.address = ""
-        self._client: Client | None = None
-        subprocess.run(
-            [sys.executable, "-m", "shim.install", str(directory)],
-            cwd=CHECKOUT,
-            check=True,
-            capture_output=True,
-        )
-        self.environ = {
-            **os.environ,
-            "MANOR_RUN_DIR": str(self.run_dir),
-            "TTRPC_ADDRESS": str(directory / "events"),
-        }
-
-    # --- bundles and the launcher ------------------------------------------------------------------
-
-    def bundle(self, container_id: str, args: list[str], annotations: dict[str, str] | None = None) -> Bundle:
-        """A bundle whose config can be changed before it is used; its root file system is complete."""
-        path = self.directory / "bundles" / container_id
-        path.mkdir(parents=True)
-        bundle = Bundle(path, args, f"/{self.cgroup_parent}/{container_id}")
-        bundle.config["annotations"] = annotations or {}
-        bundle.write()
-        return bundle
-
-    def launch(
-        self, action: str, container_id: str, stdin: bytes = b""
-    ) -> subprocess.CompletedProcess[bytes]:
-        """Run the launcher in a bundle, as containerd 1.6 does."""
-        return subprocess.run(
-            [
-                str(self.directory / "containerd-shim-manor-v2"),
-                *("-namespace", NAMESPACE, "-address", str(self.directory / "grpc"), "-id", container_id),
-                action,
-            ],
-            cwd=self.directory / "bundles" / container_id,
-            env=self.environ,
-            input=stdin,
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-
-    def start(self, container_id: str) -> str:
-        """Start the shim of a bundle and connect to it."""
-        done = self.launch("start", container_id)
-        assert done.returncode == 0, done.stderr
-        self.address = done.stdout.decode()
-        if self._client is not None:
-            self._client.close()
-        self._client = Client(self.address)
-        return self.address
-
-    # --- calls -------------------------------------------------------------------------------------
-
-    @property
-    def client(self) -> Client:
-        """The connection to the shim."""
-        assert self._client is not None
-        return self._client
+    def __init__(self, address: str) -> None:
+        self.client = Client(address)
 
     def ask(self, method: str, request: Message, timeout_s: float = TIMEOUT_S) -> Json:
         """Call the Task service."""
         return self.client.request(task.SERVICE_V2, method, request, task.METHODS[method][1], timeout_s)
-
-    def create(self, container_id: str, rootfs: list[Mount] | None = None, **streams: Json) -> int:
-        """Create a container from its bundle."""
-        bundle = str(self.directory / "bundles" / container_id)
-        request = task.CreateTaskRequest(id=container_id, bundle=bundle, rootfs=rootfs or [], **streams)
-        pid: int = self.ask("Create", request).pid
-        return pid
-
-    def run(self, container_id: str, args: list[str], annotations: dict[str, str] | None = None) -> int:
-        """A running container, from nothing."""
-        self.bundle(container_id, args, annotations)
-        if not self.address:
-            self.start(container_id)
-        pid = self.create(container_id)
-        self.ask("Start", task.StartRequest(container_id))
-        return pid
 
     def add_exec(self, container_id: str, exec_id: str, args: list[str], **streams: Json) -> None:
         """Add an exec, to be started."""
@@ -212,6 +138,107 @@ class Door:
             self.kill(container_id)
             self.wait(container_id)
         self.delete(container_id)
+
+
+class Door(Calls):
+    """One shim's world. `start` runs the launcher; the calls go to the shim that answered last."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.run_dir = directory / "run"
+        self.run_dir.mkdir(mode=0o700)
+        self.cgroup_parent = f"mnr-{secrets.token_hex(4)}"
+        self.events = Events(str(directory / "events"))
+        self.address = ""
+        subprocess.run(
+            [sys.executable, "-m", "shim.install", str(directory)],
+            cwd=CHECKOUT,
+            check=True,
+            capture_output=True,
+        )
+        self.environ = {
+            **os.environ,
+            "MANOR_RUN_DIR": str(self.run_dir),
+            "MANOR_TRACE": "off",  # the scribe comes and goes when it likes
+            "TTRPC_ADDRESS": str(directory / "events"),
+        }
+
+    # --- bundles and the launcher ------------------------------------------------------------------
+
+    def bundle(self, container_id: str, args: list[str], annotations: dict[str, str] | None = None) -> Bundle:
+        """A bundle whose config can be changed before it is used; its root file system is complete."""
+        path = self.directory / "bundles" / container_id
+        path.mkdir(parents=True)
+        bundle = Bundle(path, args, f"/{self.cgroup_parent}/{container_id}")
+        bundle.config["annotations"] = annotations or {}
+        bundle.write()
+        return bundle
+
+    def launch(
+        self, action: str, container_id: str, stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the launcher in a bundle, as containerd 1.6 does."""
+        return subprocess.run(
+            [
+                str(self.directory / "containerd-shim-manor-v2"),
+                *("-namespace", NAMESPACE, "-address", str(self.directory / "grpc"), "-id", container_id),
+                action,
+            ],
+            cwd=self.directory / "bundles" / container_id,
+            env=self.environ,
+            input=stdin,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+
+    def start(self, container_id: str) -> str:
+        """Start the shim of a bundle and connect to it."""
+        done = self.launch("start", container_id)
+        assert done.returncode == 0, done.stderr
+        self.address = done.stdout.decode()
+        self.client = Client(self.address)
+        return self.address
+
+    def start_elsewhere(self, container_id: str) -> BootstrapResult:
+        """Start the shim of a bundle as containerd 2.3 does, with its socket in a directory of our own."""
+        params = BootstrapParams(
+            instance_id=container_id,
+            namespace=NAMESPACE,
+            containerd_ttrpc_address=str(self.directory / "events"),
+            containerd_grpc_address=str(self.directory / "grpc"),
+            socket_dir=str(self.directory / "s"),
+        )
+        done = self.launch("start", container_id, encode(params))
+        assert done.returncode == 0, done.stderr
+        answer = decode(BootstrapResult, done.stdout)
+        self.address = answer.address
+        self.client = Client(self.address)
+        return answer
+
+    def run_elsewhere(self, container_id: str, args: list[str], annotations: dict[str, str]) -> int:
+        """A running container whose shim was started so."""
+        self.bundle(container_id, args, annotations)
+        self.start_elsewhere(container_id)
+        pid = self.create(container_id)
+        self.ask("Start", task.StartRequest(container_id))
+        return pid
+
+    def create(self, container_id: str, rootfs: list[Mount] | None = None, **streams: Json) -> int:
+        """Create a container from its bundle."""
+        bundle = str(self.directory / "bundles" / container_id)
+        request = task.CreateTaskRequest(id=container_id, bundle=bundle, rootfs=rootfs or [], **streams)
+        pid: int = self.ask("Create", request).pid
+        return pid
+
+    def run(self, container_id: str, args: list[str], annotations: dict[str, str] | None = None) -> int:
+        """A running container, from nothing."""
+        self.bundle(container_id, args, annotations)
+        if not self.address:
+            self.start(container_id)
+        pid = self.create(container_id)
+        self.ask("Start", task.StartRequest(container_id))
+        return pid
 
     # --- looking from outside ----------------------------------------------------------------------
 
@@ -262,8 +289,8 @@ class Door:
     def close(self) -> None:
         """End every process of this world and remove what they left."""
         self.events.close()
-        if self._client is not None:
-            self._client.close()
+        if hasattr(self, "client"):
+            self.client.close()
         for pid in self._processes():
             try:
                 os.kill(pid, signal.SIGKILL)

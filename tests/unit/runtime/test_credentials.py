@@ -102,9 +102,15 @@ def test_the_largest_id_is_one() -> None:
     assert plan(user=User(2**32 - 2, 2**32 - 2)).uid == 2**32 - 2
 
 
-def test_the_umask_has_a_default_and_zero_is_not_it() -> None:
-    assert plan().umask == DEFAULT_UMASK
-    assert plan(user=User(0, 0, 0)).umask == 0
+@pytest.mark.parametrize(
+    ("own", "containers", "umask"),
+    [(None, None, DEFAULT_UMASK), (None, 0o077, 0o077), (0, 0o077, 0), (0, None, 0)],
+)
+def test_the_umask_is_the_process_own_else_its_containers(
+    own: int | None, containers: int | None, umask: int
+) -> None:
+    process = Process(user=User(0, 0, own))
+    assert plan_credentials(process, last_capability=40, container_umask=containers).umask == umask
 
 
 @needs_user_namespaces

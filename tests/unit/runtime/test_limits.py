@@ -92,6 +92,7 @@ def test_a_limit_that_cannot_be_set_is_named_with_its_value(other: int) -> None:
 
 def test_a_host_that_degrades_lowers_the_limit_and_tells(other: int) -> None:
     before = sched.prlimit_read(other, 7)
+    sched.prlimit(other, 7, 3, before[1])
     wanted = (Limit("RLIMIT_NOFILE", 7, 5, 1 << 60), Limit("RLIMIT_CORE", 4, 0, 0))
     warnings = limits.apply_what_is_allowed(other, wanted)
     assert warnings == (f"RLIMIT_NOFILE lowered to {before[1]}: no right to raise it",)

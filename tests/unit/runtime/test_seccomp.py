@@ -171,7 +171,8 @@ def test_socketcall_cannot_get_round_a_rule_for_socket() -> None:
 
 
 def test_a_call_libseccomp_does_not_know_is_left_out_and_told(default_profile: Seccomp) -> None:
-    assert verdict(program(rule("a_call_of_the_future", "uname")), X86_64, UNAME) == ALLOW
+    compiled = program(rule("a_call_of_the_future", "uname"))
+    assert [verdict(compiled, X86_64, number) for number in (UNAME, READ)] == [ALLOW, returns(errno.EPERM)]
     assert "a_call_of_the_future" in seccomp.unknown_syscalls(default_profile)
     assert "read" not in seccomp.unknown_syscalls(default_profile)
 
@@ -485,6 +486,19 @@ def test_a_file_that_is_not_ours_and_whole_is_not_used(
     spoil(cache_file(directory))
     seccomp._in_memory.clear()
     assert seccomp.cached(SMALL, str(directory)) == first
+    assert len(compilations) == 2
+
+
+@pytest.mark.parametrize("size", [0, 12, 8 * 4097])
+def test_a_file_whose_program_no_kernel_would_take_is_not_used(
+    tmp_path: Path, compilations: list[Seccomp], size: int
+) -> None:
+    first = seccomp.cached(SMALL, str(tmp_path))
+    key = seccomp.canonical(SMALL)
+    odd = replace(first, program=b"\0" * size)
+    cache_file(tmp_path).write_bytes(seccomp._header(key, odd) + key + odd.program)
+    seccomp._in_memory.clear()
+    assert seccomp.cached(SMALL, str(tmp_path)) == first
     assert len(compilations) == 2
 
 

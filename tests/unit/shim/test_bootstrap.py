@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import InvalidArgument
+from runtime.errors import InvalidArgument, InvalidId
 from runtime.linux.fds import OwnedFd
+from runtime.state import check_id
 from shim import bootstrap
 from shim.api.bootstrap import LOG_LEVEL_DEBUG, BootstrapParams, BootstrapResult, Extension
 from shim.api.codec import decode, encode
@@ -273,9 +274,24 @@ def test_the_address_is_left_in_the_bundle_whole(tmp_path: Path, bundle: OwnedFd
     bootstrap.write_address(bundle.fileno(), "unix:///run/one")
     bootstrap.write_address(bundle.fileno(), "unix:///run/two")
     assert (tmp_path / "address").read_text() == "unix:///run/two"
-    assert bootstrap.read_address(bundle.fileno()) == "unix:///run/two"
     assert os.listdir(tmp_path) == ["address"]
 
 
-def test_without_an_address_there_is_none(bundle: OwnedFd) -> None:
-    assert bootstrap.read_address(bundle.fileno()) == ""
+def test_where_a_shim_listens_is_known_until_its_pod_is_forgotten(tmp_path: Path) -> None:
+    pod = str(tmp_path / "pods/abc")
+    assert bootstrap.recorded_socket(pod) == ""
+    bootstrap.record_socket(pod, "/elsewhere/s/abc")
+    assert bootstrap.recorded_socket(pod) == "/elsewhere/s/abc"
+    assert modes(tmp_path / "pods/abc") == 0o700
+    (tmp_path / "pods/abc/c1").mkdir()
+    bootstrap.forget_pod(pod)
+    assert bootstrap.recorded_socket(pod) == "/elsewhere/s/abc"
+    (tmp_path / "pods/abc/c1").rmdir()
+    bootstrap.forget_pod(pod)
+    assert not os.path.exists(pod)
+    bootstrap.forget_pod(pod)
+
+
+def test_the_record_cannot_be_taken_for_a_container() -> None:
+    with pytest.raises(InvalidId):
+        check_id(bootstrap.SOCKET_FILE)

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 
 from runtime import state
+from runtime.container import Terms
 from runtime.errors import InvalidState, NotFound, StageError
+from runtime.operations.apart import ApartRequest, read_config
+from runtime.spec.load import load_spec
 from runtime.waiting import Sleep
 from shim import container as containers
 from shim.api import task, types
@@ -25,7 +28,7 @@ from shim.log import Log
 from shim.loop import Loop
 from shim.pod import Pod
 from shim.task_service import TaskService
-from shim.tasks import spawn
+from shim.tasks import Outcome, spawn
 from shim.ttrpc import status
 from shim.ttrpc.connection import Call
 from shim.ttrpc.status import RpcError
@@ -89,6 +92,8 @@ class Runtime:
         self.asked: list[str] = []
         self.next_pid = 100
 
+    ApartRequest = ApartRequest
+
     def _step(self, name: str) -> Generator[Any, Any, int]:
         self.asked.append(name)
         pid = self.next_pid
@@ -97,11 +102,14 @@ class Runtime:
             raise self.failing[name]
         return pid
 
-    def create(self, _host: object, request: Any) -> Generator[Any, Any, SimpleNamespace]:
+    def create_apart(self, _host: object, request: Any) -> Generator[Any, Any, SimpleNamespace]:
+        spec = load_spec(read_config(request.bundle))
         pid = yield from self._step("create")
         self.next_pid += 1
+        is_first = any(each.type == "pid" and not each.path for each in spec.linux.namespaces)
+        terms = Terms(namespaces=0, init_is_first=is_first)
         made = SimpleNamespace(
-            id=request.id, bundle=request.bundle, spec=request.spec, pid=pid, cgroup=Cgroup(), console=None
+            id=request.id, bundle=request.bundle, terms=terms, pid=pid, cgroup=Cgroup(), console=None
         )
         made.status, made.marks, made.warnings = state.CREATED, (("clone", 1),), ()
 
@@ -495,19 +503,22 @@ def test_deleting_a_container_forgets_its_execs_and_frees_the_id(shim: Shim) -> 
     assert shim.pod.find("c1").execs == {}
 
 
-def test_a_process_whose_output_is_not_read_can_be_deleted_after_a_while(
-    shim: Shim, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pending", [False, True])
+def test_deleting_waits_longer_for_a_client_that_reads_slowly_than_for_a_writer_that_lingers(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch, pending: bool
 ) -> None:
-    monkeypatch.setattr(containers, "DRAIN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(containers, "QUIET_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(containers, "DRAIN_TIMEOUT_S", 0.2)
     pid = shim.create()
     shim.start()
     shim.reaper.end(pid)
-    process = shim.pod.find("c1").init
-    assert process.io is not None
-    process.io.drained = type(process.io.drained)()
+    io = shim.pod.find("c1").init.io
+    assert io is not None
+    io.drained = Outcome()
+    io.pending = lambda: pending  # type: ignore[method-assign]
     deleting = shim.begin("Delete", task.DeleteRequest("c1"))
-    settle(shim.loop, 0.02)
-    assert not deleting
+    settle(shim.loop, 0.1)
+    assert bool(deleting) is not pending
     turn_until(shim.loop, lambda: deleting)
     assert isinstance(deleting[0], task.DeleteResponse)
 

@@ -147,7 +147,7 @@ def test_a_run_directory_with_a_name_longer_than_a_socket_address_will_do(manor:
 
 def test_a_warden_that_is_stopped_is_done_without_and_does_nothing_later(tmp_path: Path) -> None:
     code = make_code(tmp_path / "code")
-    own_shim(code, ACCEPT_S=0.5)
+    own_shim(code, ACCEPT_S=1.5)
     manor = Manor(tmp_path, code)
     try:
         manor.run("-v")

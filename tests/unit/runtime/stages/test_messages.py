@@ -9,6 +9,7 @@ from runtime.errors import StageError
 from runtime.stages.messages import (
     KINDS,
     MAX_MESSAGE,
+    Created,
     Failed,
     HooksDone,
     HooksRequest,
@@ -35,6 +36,7 @@ EXAMPLES = [
     Ready(),
     Ready(("console", "seccomp"), (("clone", 12), ("pivot into", 2**62)), ("a warning", "")),
     Start(),
+    Created(7, "gate pid"),
     Failed("2:INIT", "look up", "sh ö", "not found", 2, "invalid-config"),
     Failed("2:INIT", "", "", ""),
 ]

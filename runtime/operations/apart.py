@@ -1,0 +1,241 @@
+"""create, done by a process of its own: `manor:[0:CREATE]`, a fork of the caller that ends when init stands.
+
+Reading a config and planning from it touches most of the runtime's pages and leaves garbage: some 2 MB
+that a shim would have to itself, and keep for as long as its pod lives. Here a child pays, and is gone
+before the container is started. What else can take long or go wrong with foreign data (a mount, a hostile
+config of 10 MiB) happens in it as well and can neither stop nor bloat the caller. Init is cloned as the
+caller's child (CLONE_PARENT), so that the caller reaps it.
+
+    caller                          0:CREATE                             2:INIT
+      │ clone ─────────────────────────►│ read, mount, plan                 │
+      │                                 │ clone, CLONE_PARENT ─────────────►│
+      │                                 │ ◄───────────────── … Ready ───────│ (as in runtime.stages)
+      │ ◄─ Created, with the gate's fd ─│ exit 0                            │
+      │ ─ Start ───────────────────────────────────────────────────────────►│
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+
+from runtime import state
+from runtime.cgroups import open_cgroup
+from runtime.container import Container, CreateRequest, Terms
+from runtime.errors import ConfigError, ManorError, StageError
+from runtime.limits import MemoryPlan
+from runtime.linux.fds import OwnedFd, close_all
+from runtime.operations.create import create
+from runtime.operations.delete import remove_cgroup
+from runtime.operations.process_plan import complete
+from runtime.record import Record
+from runtime.seccomp import Filter
+from runtime.spec.json import dump, parse
+from runtime.spec.load import load_spec
+from runtime.spec.model import ExecCpuAffinity
+from runtime.stages.channel import Channel, ChannelClosed, channel_pair
+from runtime.stages.clone import clone_stage
+from runtime.stages.messages import Created
+from runtime.stages.stage0_parent import Launched
+from runtime.waiting import Claim, Exit, run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from runtime.container import Host
+    from runtime.stages.clone import Step
+    from runtime.stages.plan import Stdio
+    from runtime.waiting import Operation
+
+CREATOR = "0:CREATE"
+CREATE_TIMEOUT_S = 240.0  # more than all the waits of a create together
+_MAX_CONFIG = 16 << 20
+
+
+class ApartRequest(Record):
+    """A container to be made from the config.json in `bundle`.
+
+    `terminal` is what the caller has made `stdio` for. `prepare` is called in the creating process when the
+    config has been read, to mount the root file system, say; it may block and raise, and what it has done is
+    the caller's to undo when the create fails.
+    """
+
+    id: str
+    bundle: str
+    stdio: Stdio
+    terminal: bool = False
+    prepare: Callable[[], None] | None = None
+    shape: str = ""
+
+
+def create_apart(host: Host, request: ApartRequest) -> Operation[Container]:
+    """`create` for the bundle of `request`, with the same errors and the same result."""
+    state.check_id(request.id)
+    stdio, null = complete(request.stdio)
+    try:
+        creator, pidfd, near = _clone_creator(host, request, stdio)
+    finally:
+        if null is not None:
+            null.close()
+    yield Claim(creator)
+    try:
+        message, fds = yield from near.received((Created,), CREATE_TIMEOUT_S)
+    except BaseException as failure:
+        yield from _give_up(host, request, creator, pidfd, failure)
+        raise
+    finally:
+        near.close()
+    yield Claim(message.pid)
+    yield Exit(creator)
+    pidfd.close()
+    return _adopt(host, request, message, fds)
+
+
+def _clone_creator(host: Host, request: ApartRequest, stdio: Stdio) -> tuple[int, OwnedFd, Channel]:
+    near, far = channel_pair("main", CREATOR)
+    keep = (stdio.stdin, stdio.stdout, stdio.stderr, host.procfs.fileno())
+    try:
+        pid, pidfd = clone_stage(
+            CREATOR, lambda step: _be_creator(step, host, request, stdio, far), far, keep
+        )
+    except OSError as error:
+        near.close()
+        raise StageError("main", "clone", CREATOR, os.strerror(error.errno or 0), error.errno or 0) from error
+    finally:
+        far.close()
+    return pid, OwnedFd(pidfd), near
+
+
+def _give_up(
+    host: Host, request: ApartRequest, creator: int, pidfd: OwnedFd, failure: BaseException
+) -> Operation[None]:
+    """After a create that failed: it has cleaned up behind itself, unless it was itself ended."""
+    try:
+        _signal.pidfd_send_signal(pidfd.fileno(), _signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    pidfd.close()
+    if isinstance(failure, GeneratorExit):
+        return  # nobody drives us any more
+    yield Exit(creator)
+    if isinstance(failure, (ChannelClosed, TimeoutError)):
+        # Init, if there was one, has seen the end of its start gate.
+        yield from _clean_up(host, request)
+
+
+def _clean_up(host: Host, request: ApartRequest) -> Operation[None]:
+    """Remove what a create left that could not do it itself: it was killed, or stuck."""
+    try:
+        spec = load_spec(read_config(request.bundle))
+        yield from remove_cgroup(open_cgroup(host.layout, spec.linux.cgroups_path or "", request.id))
+    except ManorError:
+        pass  # the create's own failure is the one to tell
+    state.remove_directory(host.root, request.id)
+
+
+# ---- in the creating process ---------------------------------------------------------------------
+
+
+def _be_creator(step: Step, host: Host, request: ApartRequest, stdio: Stdio, main: Channel) -> None:
+    step.begin("create container", request.id)
+    try:
+        container = _create(host, request, stdio)
+    except StageError:
+        raise
+    except ManorError as error:
+        # It says all by itself: let it arrive as it is, with its kind.
+        raise StageError("", "", "", str(error), 0, error.kind) from error
+    gate = container.start_gate
+    assert gate is not None
+    named = {
+        "gate": gate.channel.fileno(),
+        "pid": container.pidfd.fileno(),
+        "console": None if container.console is None else container.console.fileno(),
+        "seccomp": None if container.listener is None else container.listener.fileno(),
+    }
+    given = {name: fd for name, fd in named.items() if fd is not None}
+    with OwnedFd(os.memfd_create("created", os.MFD_CLOEXEC)) as description:
+        os.write(description.fileno(), dump(_describe(container)))
+        fds = (description.fileno(), *given.values())
+        main.send(Created(container.pid, " ".join(("description", *given))), fds)
+
+
+def _create(host: Host, request: ApartRequest, stdio: Stdio) -> Container:
+    spec = load_spec(read_config(request.bundle))
+    if spec.process.terminal != request.terminal:
+        raise ConfigError(
+            "process.terminal", f"must be {str(request.terminal).lower()}, as the caller has it"
+        )
+    if request.prepare is not None:
+        request.prepare()
+    return run(create(host, CreateRequest(request.id, request.bundle, spec, stdio, request.shape, True)))
+
+
+def read_config(bundle: str) -> bytes:
+    """The bundle's config.json. ConfigError when it cannot be read, or is too large to be one."""
+    path = f"{bundle}/config.json"
+    try:
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
+            data = b""
+            while part := os.read(fd.fileno(), 1 << 20):
+                data += part
+                if len(data) > _MAX_CONFIG:
+                    raise ConfigError("", f"{path} has more than {_MAX_CONFIG} bytes")
+    except OSError as error:
+        raise ConfigError("", f"read {path}: {os.strerror(error.errno or 0)}") from error
+    return data
+
+
+def _describe(container: Container) -> dict[str, Any]:
+    """What the caller cannot know yet, as JSON can hold it."""
+    terms = container.terms
+    compiled, memory, affinity = terms.filter, terms.memory_policy, terms.affinity
+    return {
+        "start_time": container.start_time,
+        "created": container.created,
+        "cgroup": container.cgroup.path,
+        "warnings": container.warnings,
+        "marks": container.marks,
+        "namespaces": terms.namespaces,
+        "init_is_first": terms.init_is_first,
+        "filter": None if compiled is None else [compiled.program.hex(), compiled.flags, compiled.notify],
+        "personality": terms.personality,
+        "memory_policy": None if memory is None else [memory.mode, memory.nodes.hex()],
+        "affinity": None if affinity is None else [affinity.initial, affinity.final],
+        "transition": terms.transition,
+    }
+
+
+# ---- in the caller -------------------------------------------------------------------------------
+
+
+def _adopt(host: Host, request: ApartRequest, message: Created, fds: list[OwnedFd]) -> Container:
+    """The container that another process has made for us."""
+    named = dict(zip(message.fds.split(), fds, strict=True))
+    with named.pop("description") as description:
+        said = parse(os.pread(description.fileno(), _MAX_CONFIG, 0))
+    launched = Launched(message.pid, named.pop("pid"), Channel(named.pop("gate"), "2:INIT"))
+    launched.console, launched.listener = named.pop("console", None), named.pop("seccomp", None)
+    close_all(named.values())
+    launched.warnings = tuple(said["warnings"])
+    cgroup = open_cgroup(host.layout, said["cgroup"], request.id)
+    container = Container(host, request.id, request.bundle, launched, cgroup, _terms(said))
+    container.start_time, container.created = said["start_time"], said["created"]
+    container.marks = tuple((step, when) for step, when in said["marks"])
+    container.become(state.CREATED)
+    return container
+
+
+def _terms(said: dict[str, Any]) -> Terms:
+    compiled, memory, affinity = said["filter"], said["memory_policy"], said["affinity"]
+    return Terms(
+        namespaces=said["namespaces"],
+        init_is_first=said["init_is_first"],
+        filter=None if compiled is None else Filter(bytes.fromhex(compiled[0]), compiled[1], compiled[2]),
+        personality=said["personality"],
+        memory_policy=None if memory is None else MemoryPlan(memory[0], bytes.fromhex(memory[1])),
+        affinity=None if affinity is None else ExecCpuAffinity(*affinity),
+        transition=said["transition"],
+    )

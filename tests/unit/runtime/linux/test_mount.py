@@ -1,0 +1,113 @@
+"""The mount system calls, in a user namespace of the test's own: no privilege is needed, nothing is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+from runtime.linux import constants as c
+from runtime.linux import mount as m
+from tests.unit.runtime.forked import enter_user_namespace, in_child, needs_user_namespaces
+
+AT_FDCWD = -100
+pytestmark = needs_user_namespaces
+
+
+def in_mount_namespace(work: Any) -> Any:
+    """What `work` returns from a child with a user and a mount namespace of its own."""
+
+    def child() -> Any:
+        enter_user_namespace(c.CLONE_NEWNS)
+        return work()
+
+    return in_child(child)
+
+
+def test_a_new_file_system_is_made_detached_and_moved_to_its_place(tmp_path: Path) -> None:
+    def work() -> list[Any]:
+        with m.fsopen("tmpfs") as context:
+            m.fsconfig_set(context.fileno(), "source", "name")
+            m.fsconfig_set(context.fileno(), "size", "1m")
+            m.fsconfig_create(context.fileno())
+            mount = m.fsmount(context.fileno(), m.MOUNT_ATTR_NOSUID)
+        target = os.open(tmp_path, os.O_PATH)
+        with mount:
+            made = m.filesystem_magic(mount.fileno())
+            before = m.filesystem_magic(target)
+            m.move_mount(mount.fileno(), target)
+            m.mount_setattr(mount.fileno(), set_=m.MOUNT_ATTR_RDONLY, propagation=m.MS_SHARED)
+        line = next(
+            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(tmp_path) in line
+        )
+        m.umount2(str(tmp_path), m.MNT_DETACH)
+        options = sorted(line.split()[5].split(","))
+        return [
+            made == c.TMPFS_MAGIC,
+            before != made,
+            options,
+            "shared" in line,
+            line.split(" - ")[1].split()[1],
+        ]
+
+    assert in_mount_namespace(work) == [True, True, ["nosuid", "relatime", "ro"], True, "name"]
+
+
+def test_the_kernels_reason_can_be_read_once() -> None:
+    def work() -> list[str]:
+        with m.fsopen("tmpfs") as context:
+            try:
+                m.fsconfig_set(context.fileno(), "size", "lots")
+            except OSError as error:
+                return [
+                    os.strerror(error.errno or 0),
+                    m.fs_message(context.fileno()),
+                    m.fs_message(context.fileno()),
+                ]
+        return []
+
+    assert in_mount_namespace(work) == ["Invalid argument", "tmpfs: Bad value for 'size'", ""]
+
+
+def test_errors_name_the_call_and_the_path() -> None:
+    def work() -> list[Any]:
+        found = []
+        for call in (
+            lambda: m.clone_tree(AT_FDCWD, "/no/such"),
+            lambda: m.umount2("/no/such"),
+            lambda: m.mount("none", "/no/such", "tmpfs", 0),
+            lambda: m.fsopen("nofs"),
+            lambda: m.mount_setattr(AT_FDCWD, path="/no/such", set_=m.MOUNT_ATTR_RDONLY),
+        ):
+            try:
+                call()
+            except OSError as error:
+                found.append([error.errno, (error.strerror or "").split(":")[0], error.filename])
+        return found
+
+    assert in_mount_namespace(work) == [
+        [errno.ENOENT, "open_tree", "/no/such"],
+        [errno.ENOENT, "umount2", "/no/such"],
+        [errno.ENOENT, "mount", "/no/such"],
+        [errno.ENODEV, "fsopen", "nofs"],
+        [errno.ENOENT, "mount_setattr", "/no/such"],
+    ]
+
+
+def test_descriptors_of_mounts_are_close_on_exec() -> None:
+    def work() -> list[bool]:
+        with m.clone_tree(AT_FDCWD, "/proc", recursive=True) as tree, m.fsopen("tmpfs") as context:
+            m.fsconfig_create(context.fileno())
+            with m.fsmount(context.fileno()) as mount:
+                return [os.get_inheritable(fd.fileno()) for fd in (tree, context, mount)]
+
+    assert in_mount_namespace(work) == [False, False, False]
+
+
+def test_procfs_is_told_by_its_magic() -> None:
+    fd = os.open("/proc", os.O_PATH)
+    try:
+        assert m.filesystem_magic(fd) == c.PROC_SUPER_MAGIC
+    finally:
+        os.close(fd)
