@@ -69,7 +69,9 @@ class Terms(Record):
 
     `namespaces` are those the container does not share with its runtime, as CLONE_NEW* flags. `affinity`
     and `transition` are the container's own execCPUAffinity and the value of the annotation for isolated
-    CPUs. `init_is_first`: init is the first of its PID namespace, so that the kernel ends all others with it.
+    CPUs. `cpuset` is the list the container was
+    configured with. `init_is_first`: init is the first of its PID namespace, so that the kernel ends all others
+    with it.
     """
 
     namespaces: int
@@ -77,6 +79,8 @@ class Terms(Record):
     filter: Filter | None = None
     personality: int | None = None
     memory_policy: MemoryPlan | None = None
+    umask: int | None = None
+    cpuset: str | None = None
     affinity: ExecCpuAffinity | None = None
     transition: str | None = None
 

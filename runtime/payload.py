@@ -13,8 +13,7 @@ import stat
 
 from runtime.errors import INVALID_ARGUMENT, ConfigError, ManorError
 from runtime.linux import constants as c
-from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, Root, openat2
-from runtime.linux.fds import OwnedFd
+from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, openat2
 from runtime.linux.process import close_range
 from runtime.record import Record
 
@@ -174,18 +173,6 @@ def _why_not_executable(path: bytes) -> OSError | None:
 
 
 # ---- the working directory ---------------------------------------------------------------------
-
-
-def make_cwd(cwd: str) -> None:
-    """For a landlord: make the working directory and its parents (0755) where the image lacks them.
-
-    To be called in the container's root, before that becomes read-only. OSError names the path.
-    """
-    root = Root(OwnedFd(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)))
-    try:
-        root.make_directories(cwd).close()
-    finally:
-        root.close()
 
 
 def try_enter_cwd(cwd: str) -> bool:

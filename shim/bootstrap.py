@@ -16,9 +16,10 @@ from runtime.errors import InvalidArgument, ManorError
 from runtime.linux.fds import OwnedFd
 from runtime.record import Record
 from runtime.spec.json import JsonError, parse
-from shim.api import types
+from shim.api import task, types
 from shim.api.bootstrap import LOG_LEVEL_DEBUG, BootstrapParams, BootstrapResult
 from shim.api.codec import CodecError, decode, encode
+from shim.ttrpc.connection import ClientConnection
 
 try:
     # hashlib would bring OpenSSL along, which every shim would have to map
@@ -41,6 +42,8 @@ GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-i
 _MAX_CONFIG = 16 << 20
 _MAX_SOCKET_PATH = 107  # sun_path (unix(7))
 _BACKLOG = 128
+# A shim answers at once; one that is stopped, by a debugger say, is not dead.
+ANSWER_TIMEOUT_S = 2.0
 _TEXT_FLAGS = ("namespace", "address", "publish-binary", "id", "bundle", "socket", "debug-socket")
 _SWITCHES = ("debug", "v", "version", "info")
 _TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
@@ -228,20 +231,37 @@ def listen(path: str) -> OwnedFd | None:
 
 
 def is_served(path: str) -> bool:
-    """True if somebody listens at `path`; full of others who wait counts as well."""
+    """True if a shim at `path` answers, or is too busy to. OSError where that can't be found out.
+
+    That it can be connected to is not enough: the kernel closes what a killed process had open one by one,
+    the listening socket after the connections whose end made containerd run us.
+    """
     probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     probe.setblocking(False)
     try:
         probe.connect(path)
-    except BlockingIOError:
+    except BlockingIOError:  # others wait in front of us
         return True
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK, errno.EPROTOTYPE):
             return False
         raise
+    else:
+        return _answers(probe)
     finally:
         probe.close()
-    return True
+
+
+def _answers(probe: _socket.socket) -> bool:
+    probe.settimeout(ANSWER_TIMEOUT_S)
+    _stream_id, call = ClientConnection().call(task.SERVICE_V2, "Connect", encode(task.ConnectRequest()))
+    try:
+        probe.sendall(call)
+        return bool(probe.recv(1))
+    except TimeoutError:
+        return True  # stopped, perhaps, but there
+    except (BrokenPipeError, ConnectionResetError):
+        return False
 
 
 def _bind(path: str) -> OwnedFd:

@@ -41,7 +41,7 @@ from shim.tasks import within
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.container import Container as RuntimeContainer
-    from runtime.trace import Marks
+    from runtime.trace import Timeline
     from shim.api.task import CreateTaskRequest, ExecProcessRequest
     from shim.loop import Timer
     from shim.pod import Pod
@@ -103,20 +103,21 @@ class Container:
 
     # --- start and exec ----------------------------------------------------------------------------
 
-    def start(self, process: Process) -> Steps[Marks]:
-        """Start init, or an exec that was added, and say when what was done. InvalidState, StageError …"""
+    def start(self, process: Process, timeline: Timeline) -> Steps[None]:
+        """Start init, or an exec that was added. InvalidState, StageError …"""
         yield from process.mutex.acquire()
         try:
             if process.status != CREATED:
                 raise failed_precondition(f"cannot start a {process.status} process")
             with self.pod.reaper.hold():
                 if process is self.init:
-                    return (yield from self._start_init())
-                return (yield from self._start_exec(process))
+                    yield from self._start_init(timeline)
+                else:
+                    yield from self._start_exec(process, timeline)
         finally:
             process.mutex.release()
 
-    def _start_init(self) -> Steps[Marks]:
+    def _start_init(self, timeline: Timeline) -> Steps[None]:
         init = self.init
         known = len(self.runtime.marks)
         if init.watch is not None:
@@ -130,14 +131,15 @@ class Container:
         init.status = RUNNING
         self.pod.events.publish(TaskStart(self.id, init.pid))
         self._watch(init)
-        return self.runtime.marks[known:]
+        timeline.add(self.runtime.marks[known:])
 
-    def _start_exec(self, process: Process) -> Steps[Marks]:
+    def _start_exec(self, process: Process, timeline: Timeline) -> Steps[None]:
         if self._last_exit is not None:
             raise failed_precondition(f"container {self.id} init process is not running")
         assert process.spec is not None
         try:
             io = yield from process.open_io(process.spec.terminal)
+            timeline.mark("open streams")
             request = ExecRequest(process.spec, Stdio(*io.child_fds()))
             tenant = yield from operations.exec_(self.runtime, request)
         except Exception:
@@ -150,7 +152,7 @@ class Container:
         process.spec = None  # it may be large, and nobody needs it any more
         self.pod.events.publish(TaskExecStarted(self.id, process.exec_id, process.pid))
         self._watch(process)
-        return tenant.marks
+        timeline.add(tenant.marks)
 
     def add_exec(self, request: ExecProcessRequest) -> Process:
         """Take note of an exec to be started later. AlreadyExists, ConfigError, FailedPrecondition."""
@@ -294,7 +296,7 @@ class Container:
                 self.pod.log.write(WARNING, f"output of process {process.id} was not read: cut off")
 
 
-def create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
+def create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[Container]:
     """Make the container of `request` and bring its init up to the start gate.
 
     Raises AlreadyExists, and what mounts, streams and the runtime's create raise. A create that fails
@@ -305,7 +307,7 @@ def create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
         raise unimplemented("restore from a checkpoint")
     pod.reserve(request.id)
     try:
-        container = yield from _create(pod, request)
+        container = yield from _create(pod, request, timeline)
     except BaseException:
         pod.remove(request.id)
         raise
@@ -323,7 +325,7 @@ def create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
     return container
 
 
-def _create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
+def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[Container]:
     rootfs = rootfs_of(request.bundle)
     steps = rootfs_mounts.plan(request.rootfs, rootfs)
     init = Process(
@@ -331,6 +333,7 @@ def _create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
     )
     try:
         io = yield from init.open_io(request.terminal)
+        timeline.mark("open streams")
         apart = operations.ApartRequest(
             request.id,
             request.bundle,
@@ -340,6 +343,7 @@ def _create(pod: Pod, request: CreateTaskRequest) -> Steps[Container]:
         )
         with pod.reaper.hold():
             runtime = yield from operations.create_apart(pod.host, apart)
+            timeline.add(runtime.marks)
             return Container(pod, runtime, init, bool(steps))
     except Exception:
         init.close()

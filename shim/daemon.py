@@ -94,7 +94,7 @@ def _delete(request: StartRequest, invocation: Invocation) -> None:
     directory = pod_directory(request.environ, name)
     socket_path = bootstrap.recorded_socket(directory) or f"{bootstrap.SOCKET_DIR}/{name}"
     if not bootstrap.is_served(socket_path):
-        remains = Remains(directory, detect_layout())
+        remains = Remains(directory, request.layout or detect_layout())
         init_pid = remains.remove_all(invocation.id, bundle)
         warnings = remains.warnings
         bootstrap.remove_socket(socket_path)
@@ -119,7 +119,7 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     directory = pod_directory(request.environ, name)
     listener = bootstrap.listen(path)
     try:
-        layout = detect_layout()
+        layout = request.layout or detect_layout()
         if listener is not None:
             _join_shim_cgroup(wanted, layout)
             bootstrap.record_socket(directory, path)

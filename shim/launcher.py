@@ -252,11 +252,12 @@ def write(fd: int, data: bytes) -> None:
 
 def main() -> int:
     """Ask the warden; failing that, become the shim."""
-    here = posix.open(".", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    stdin = 0
     try:
-        stdin = posix.dup(0)
+        posix.fstat(stdin)
     except OSError:
         stdin = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
+    here = posix.open(".", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     reason = ""
     for _attempt in range(3):
         try:

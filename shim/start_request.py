@@ -128,6 +128,7 @@ class StartRequest(Record):
 
     Text is decoded as file names are (os.fsencode restores the bytes). `cwd_fd` is an O_PATH descriptor of
     its working directory, which is the bundle. `environ` is the launcher's: os.environ says nothing here.
+    `layout` is None where the warden found no cgroups.
     """
 
     argv: tuple[str, ...]
@@ -136,6 +137,7 @@ class StartRequest(Record):
     stdin: Stdin
     reply: Reply
     origin: Origin
+    layout: Layout | None = None
 
 
 def peer_of(connection: int) -> tuple[int, int]:
@@ -163,8 +165,11 @@ def _borrow(connection: int) -> _socket.socket:
     return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, connection)
 
 
-def receive(connection: OwnedFd, seal: Seal) -> StartRequest:
-    """Read the request. LauncherGone if it ends early, or has not come within the connection's time limit."""
+def receive(connection: OwnedFd, seal: Seal, layout: Layout | None = None) -> StartRequest:
+    """Read the request; `layout` is what the warden knows of the machine's cgroups.
+
+    LauncherGone if it ends early, or has not come within the connection's time limit.
+    """
     data, fds = _receive_parts(connection.fileno())
     try:
         texts = data.split(b"\0")
@@ -180,7 +185,7 @@ def receive(connection: OwnedFd, seal: Seal) -> StartRequest:
         name, equals, value = text.partition(b"=")
         if equals:  # of two the first counts, as for getenv(3)
             environ.setdefault(os.fsdecode(name), os.fsdecode(value))
-    return StartRequest(argv, environ, cwd_fd, Stdin(stdin), Reply(connection), origin)
+    return StartRequest(argv, environ, cwd_fd, Stdin(stdin), Reply(connection), origin, layout)
 
 
 def _receive_parts(connection: int) -> tuple[bytes, list[OwnedFd]]:

@@ -6,8 +6,8 @@ What is found is in `pod`, what is done in `container`; codes for failures are `
 from __future__ import annotations
 
 import os
-import time
 
+from runtime.trace import Timeline
 from shim import container as containers
 from shim import stats
 from shim.api import task
@@ -29,7 +29,6 @@ from shim.ttrpc.connection import TRACEPARENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.trace import Marks
     from shim.container import Container
     from shim.pod import Pod
     from shim.process import Process
@@ -83,17 +82,17 @@ class TaskService:
 
     def create(self, request: task.CreateTaskRequest, call: Call) -> Steps[task.CreateTaskResponse]:
         """Make a container, up to its start gate."""
-        asked = time.monotonic_ns()
-        container = yield from containers.create(self._pod, request)
-        self._trace("create", call, asked, container.runtime.marks, container, container.init)
+        timeline = _begin()
+        container = yield from containers.create(self._pod, request, timeline)
+        self._trace("create", call, timeline, container, container.init)
         return task.CreateTaskResponse(container.init.pid)
 
     def start(self, request: task.StartRequest, call: Call) -> Steps[task.StartResponse]:
         """Start a container's init, or an exec that was added."""
-        asked = time.monotonic_ns()
+        timeline = _begin()
         container, process = self._find(request.id, request.exec_id)
-        marks = yield from container.start(process)
-        self._trace("exec" if request.exec_id else "start", call, asked, marks, container, process)
+        yield from container.start(process, timeline)
+        self._trace("exec" if request.exec_id else "start", call, timeline, container, process)
         return task.StartResponse(process.pid)
 
     def exec(self, request: task.ExecProcessRequest, _call: Call) -> Empty:
@@ -208,10 +207,16 @@ class TaskService:
         return container, container.process(exec_id)
 
     def _trace(
-        self, name: str, call: Call, asked_ns: int, marks: Marks, container: Container, process: Process
+        self, name: str, call: Call, timeline: Timeline, container: Container, process: Process
     ) -> None:
         attributes = {"container.id": container.id, "process.pid": str(process.pid)}
         if process.exec_id:
             attributes["exec.id"] = process.exec_id
-        whole = (("asked", asked_ns), *marks, ("answered", time.monotonic_ns()))
-        self._pod.emit_span(name, call.header(TRACEPARENT), whole, attributes)
+        timeline.mark("answer")
+        self._pod.emit_span(name, call.header(TRACEPARENT), timeline.marks(), attributes)
+
+
+def _begin() -> Timeline:
+    timeline = Timeline()
+    timeline.mark("asked")
+    return timeline

@@ -267,7 +267,7 @@ def _attend(connection: OwnedFd, house: House) -> NoReturn:
     request: StartRequest | None = None
     try:
         _leave_house(connection)
-        request = receive(connection, house.seal)
+        request = receive(connection, house.seal, house.layout)
         adopt(peer_of(connection.fileno())[0], house.layout)
         request.reply.accept()
         _show(request.argv)

@@ -67,6 +67,11 @@ def socketpair(kind: int = _socket.SOCK_SEQPACKET) -> tuple[OwnedFd, OwnedFd]:
     return OwnedFd(left.detach()), OwnedFd(right.detach())
 
 
+def _borrow(fd: int) -> _socket.socket:
+    """`fd` as a socket object, to be detached. Told its kind it does not ask the kernel: a filter may forbid that."""
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, fd)
+
+
 def send_with_fds(fd: int, data: bytes, fds: Iterable[int] = ()) -> int:
     """sendmsg(2) of `data` and `fds` (SCM_RIGHTS) on the socket `fd`; a vanished peer is BrokenPipeError."""
     numbers = tuple(fds)
@@ -74,7 +79,7 @@ def send_with_fds(fd: int, data: bytes, fds: Iterable[int] = ()) -> int:
     if numbers:
         rights = struct.pack(f"{len(numbers)}i", *numbers)
         ancillary.append((_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights))
-    sock = _socket.socket(fileno=fd)
+    sock = _borrow(fd)
     try:
         return sock.sendmsg([data], ancillary, _socket.MSG_NOSIGNAL)
     finally:
@@ -87,7 +92,7 @@ def receive_with_fds(fd: int, size: int, most_fds: int = 8, flags: int = 0) -> t
     Raises OSError when the message or its fds were cut off: half a message is none. BlockingIOError
     when `flags` hold MSG_DONTWAIT and nothing is there.
     """
-    sock = _socket.socket(fileno=fd)
+    sock = _borrow(fd)
     try:
         space = _socket.CMSG_SPACE(4 * most_fds)
         data, ancillary, got_flags, _peer = sock.recvmsg(size, space, flags | _socket.MSG_CMSG_CLOEXEC)

@@ -62,7 +62,7 @@ def _held_by_code(code: CodeType) -> list[object]:
 
 
 def trim_heap() -> None:
-    """Give unused pages of the heap back to the kernel, which need not be mapped again in every child (malloc_trim(3))."""
+    """malloc_trim(3): give unused pages of the heap back, which need not be mapped again in every child."""
     trim = getattr(ctypes.pythonapi, "malloc_trim", None)
     if trim is not None:  # glibc's; musl has none
         trim(0)

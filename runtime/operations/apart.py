@@ -203,6 +203,8 @@ def _describe(container: Container) -> dict[str, Any]:
         "filter": None if compiled is None else [compiled.program.hex(), compiled.flags, compiled.notify],
         "personality": terms.personality,
         "memory_policy": None if memory is None else [memory.mode, memory.nodes.hex()],
+        "umask": terms.umask,
+        "cpuset": terms.cpuset,
         "affinity": None if affinity is None else [affinity.initial, affinity.final],
         "transition": terms.transition,
     }
@@ -236,6 +238,8 @@ def _terms(said: dict[str, Any]) -> Terms:
         filter=None if compiled is None else Filter(bytes.fromhex(compiled[0]), compiled[1], compiled[2]),
         personality=said["personality"],
         memory_policy=None if memory is None else MemoryPlan(memory[0], bytes.fromhex(memory[1])),
+        umask=said["umask"],
+        cpuset=said["cpuset"],
         affinity=None if affinity is None else ExecCpuAffinity(*affinity),
         transition=said["transition"],
     )

@@ -71,6 +71,7 @@ def create(host: Host, request: CreateRequest) -> Operation[Container]:
             told = _with_oom(error, cgroup, kills_before)
             yield from remove_cgroup(cgroup)
             raise told from error
+        launched.warnings += plan.process.credentials.warnings
         container = Container(host, request.id, request.bundle, launched, cgroup, terms)
         undo.push(container.close)
         container.start_time, container.created = _started(launched.pid, request.id), _now()

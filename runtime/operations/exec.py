@@ -51,6 +51,7 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
         started = start_time(launched.pid)
     except FileNotFoundError:
         started = 0  # it has run, ended and been reaped already: nobody can mistake it for another
+    launched.warnings += affinity.warnings + plan.process.credentials.warnings
     return Tenant(launched, started, timeline.marks())
 
 
@@ -91,4 +92,4 @@ def plan_affinity(container: Container, process: Process) -> AffinityPlan:
     transition = container.terms.transition
     if transition is None:
         return plan_tenant(None, (), None, wanted)
-    return plan_tenant(transition, isolated_cpus(), container.cgroup.cpuset_cpus(), wanted)
+    return plan_tenant(transition, isolated_cpus(), container.terms.cpuset, wanted)

@@ -33,6 +33,8 @@ def plan_terms(host: Host, spec: Spec, namespaces: NamespacePlan) -> Terms:
         filter=None if linux.seccomp is None else seccomp.cached(linux.seccomp, host.seccomp_cache),
         personality=None if linux.personality is None else limits.plan_personality(linux.personality)[0],
         memory_policy=None if linux.memory_policy is None else limits.plan_memory_policy(linux.memory_policy),
+        umask=spec.process.user.umask,
+        cpuset=None if linux.resources.cpu is None else linux.resources.cpu.cpus,
         affinity=spec.process.exec_cpu_affinity,
         transition=(spec.annotations or {}).get(ANNOTATION),
     )
@@ -45,7 +47,7 @@ def plan_process(process: Process, terms: Terms, stdio: Stdio) -> ProcessPlan:
         args=process.args,
         env=process.env,
         cwd=process.cwd,
-        credentials=plan_credentials(process),
+        credentials=plan_credentials(process, container_umask=terms.umask),
         no_new_privileges=process.no_new_privileges,
         seccomp=terms.filter,
         apparmor_profile=process.apparmor_profile,
@@ -64,6 +66,8 @@ def refuse_unsupported(spec: Spec) -> None:
         "hooks": spec.hooks is not None and spec.hooks != Hooks(),
         "linux.netDevices": bool(spec.linux.net_devices),
         "linux.intelRdt": spec.linux.intel_rdt is not None,
+        "linux.seccomp: SCMP_ACT_NOTIFY": spec.linux.seccomp is not None
+        and any(rule.action == "SCMP_ACT_NOTIFY" for rule in spec.linux.seccomp.syscalls),
     }
     for field, is_asked in asked.items():
         if is_asked:

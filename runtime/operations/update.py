@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from runtime import state
+from runtime.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,3 +37,5 @@ def update(container: Container, resources: Resources) -> None:
     """Change the limits that `resources` names. CgroupError naming field, file and value."""
     container.require("update", state.CREATED, state.RUNNING, state.PAUSED)
     container.cgroup.apply(resources)
+    if resources.cpu is not None and resources.cpu.cpus is not None:
+        container.terms = replace(container.terms, cpuset=resources.cpu.cpus)

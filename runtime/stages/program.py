@@ -59,6 +59,7 @@ def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool
         apply_memory_policy(plan.memory_policy)
     step.begin("set security label")
     labels.apply(plan.apparmor_profile, plan.selinux_label)
+    close_on_exec()  # a filter need not allow it
     listener = -1
     if plan.seccomp is not None and not plan.no_new_privileges:
         # Without no_new_privs only CAP_SYS_ADMIN may load a filter, and the credentials drop it.
@@ -76,7 +77,6 @@ def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool
         set_no_new_privs()
     step.begin("look up", plan.args[0])
     program = prepare(plan.args, plan.env)
-    close_on_exec()
     step.done()
     return Prepared(plan, program, console, listener)
 

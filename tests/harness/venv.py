@@ -71,17 +71,24 @@ def _candidates() -> list[Path]:
 
 
 def interpreters() -> list[Interpreter]:
-    """One CPython of each version from 3.11 on that the machine has; the first is the project's own."""
-    own: Interpreter | None = None
+    """One CPython of each version from 3.11 on that the machine has; the first is the project's own.
+
+    That is $MANOR_PYTHON, or the newest: from 3.12 on a warden's objects can be immortal, which halves the
+    memory that each shim has to itself (`runtime/linux/sharing.py`).
+    """
     chosen: dict[tuple[int, int], Interpreter] = {}
     for candidate in _candidates():
         interpreter = examine(candidate)
-        if interpreter is None:
-            continue
-        own = own or interpreter
-        chosen.setdefault(interpreter.minor, interpreter)
-    if own is None:
+        if interpreter is not None:
+            chosen.setdefault(interpreter.minor, interpreter)
+    if not chosen:
         raise ToolError("no CPython 3.11 or newer on this machine")
+    own = chosen[max(chosen)]
+    if wanted := os.environ.get("MANOR_PYTHON"):
+        named = examine(Path(wanted))
+        if named is None:
+            raise ToolError(f"MANOR_PYTHON={wanted} is no released CPython 3.11 or newer")
+        own = named
     return [own] + [other for minor, other in sorted(chosen.items()) if minor != own.minor]
 
 

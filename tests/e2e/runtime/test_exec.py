@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -112,3 +112,30 @@ def test_an_exec_gets_the_controlling_terminal_it_asks_for(runner: Runner) -> No
     tenant.pidfd.close()
     assert os.WEXITSTATUS(status) == 5
     assert text.decode().split() == ["/dev/pts/0", "40", "90"]
+
+
+def test_an_exec_takes_its_containers_umask_unless_it_has_its_own(runner: Runner) -> None:
+    def umask(config: dict[str, Any]) -> None:
+        config["process"]["user"]["umask"] = 0o077
+
+    container = runner.started(change=umask)
+    assert runner.exec(container, "sh", "-c", "umask").stdout == "0077\n"
+    own = {"uid": 0, "gid": 0, "umask": 0o027}
+    assert runner.exec(container, "sh", "-c", "umask", user=own).stdout == "0027\n"
+
+
+def test_a_filter_that_allows_little_does_not_stop_the_start(runner: Runner) -> None:
+    """Neither that of an exec: between the filter and the program there are only calls that the program makes too."""
+    # What busybox itself makes, and execve: anything that we added would be killed.
+    calls = "execve exit exit_group brk mmap munmap mprotect read write readlink readlinkat arch_prctl set_tid_address"
+    calls += " set_robust_list rseq prlimit64 getrandom prctl getuid nanosleep clock_nanosleep fstat newfstatat ioctl"
+
+    def strict(config: dict[str, Any]) -> None:
+        config["linux"]["seccomp"] = {
+            "defaultAction": "SCMP_ACT_KILL_PROCESS",
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": calls.split(), "action": "SCMP_ACT_ALLOW"}],
+        }
+
+    container = runner.started(change=strict)
+    assert runner.exec(container, "echo", "out").stdout == "out\n"

@@ -275,22 +275,6 @@ def test_a_working_directory_outside_of_the_root_is_a_breakout(tmp_path: Path) -
     assert "outside of container mount namespace root" in in_child(work)
 
 
-@needs_user_namespaces
-def test_a_missing_working_directory_is_made_inside_the_root(tmp_path: Path) -> None:
-    def make(root: Path) -> None:
-        (root / "link").symlink_to("/srv/deep")
-
-    def work() -> list[str]:
-        old = os.umask(0o022)
-        payload.make_cwd("/link/a/../b")
-        payload.make_cwd("/link/b")
-        os.umask(old)
-        payload.enter_cwd("/link/b")
-        return [os.getcwd(), oct(stat.S_IMODE(os.stat(".").st_mode))]
-
-    assert in_root(make, work, tmp_path) == ["/srv/deep/b", "0o755"]
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="root may enter everything, nobody else")
 def test_a_directory_only_the_user_may_enter_is_left_for_later(tmp_path: Path) -> None:
     def work() -> list[bool]:

@@ -22,6 +22,7 @@ from shim.api.codec import decode, encode
 from shim.api.options import Options, RuntimeOptions
 from shim.api.types import pack
 from shim.bootstrap import BootstrapError, Invocation, parse_arguments, read_bootstrap
+from shim.ttrpc.connection import Call, ServerConnection
 
 NAME = "containerd-shim-manor-v2"
 
@@ -193,7 +194,41 @@ def test_socket_and_directories_are_for_their_owner_alone(tmp_path: Path, umask:
         os.umask(before)
 
 
-def test_a_shim_that_listens_is_found_and_left_alone(tmp_path: Path) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "ANSWER_TIMEOUT_S", 0.05)
+
+
+def test_a_shim_that_answers_is_found_and_left_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    first = bootstrap.listen(path)
+    assert first is not None
+    listener = socket.socket(fileno=first.release())
+
+    def serve() -> None:
+        peer, _address = listener.accept()
+        with peer:
+            (call,) = ServerConnection().receive(peer.recv(4096))
+            assert isinstance(call, Call)
+            assert (call.service, call.method) == ("containerd.task.v2.Task", "Connect")
+            peer.sendall(b"an answer")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert bootstrap.listen(path) is None
+    thread.join()
+    listener.close()
+
+
+def test_a_shim_that_dies_with_its_socket_still_open_is_not_taken_for_alive(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    dying = bootstrap.listen(path)
+    assert dying is not None
+    threading.Timer(0.1, dying.close).start()
+    assert not bootstrap.is_served(path)
+
+
+def test_a_shim_that_is_stopped_is_found_and_left_alone(tmp_path: Path, impatient: None) -> None:
     path = str(tmp_path / "socket")
     first = bootstrap.listen(path)
     assert first is not None
@@ -234,7 +269,7 @@ def test_the_socket_of_a_dead_shim_is_replaced(tmp_path: Path) -> None:
     again.close()
 
 
-def test_of_many_starts_at_once_one_becomes_the_shim(tmp_path: Path) -> None:
+def test_of_many_starts_at_once_one_becomes_the_shim(tmp_path: Path, impatient: None) -> None:
     path = str(tmp_path / "socket")
     dead = bootstrap.listen(path)
     assert dead is not None

@@ -67,6 +67,12 @@ def test_more_stdin_than_containerd_sends_is_an_error(manor: Manor) -> None:
     assert done.stderr == b"containerd-shim-manor-v2: stdin holds more than 10485760 bytes\n"
 
 
+def test_a_launcher_without_stdin_is_served(manor: Manor) -> None:
+    for number in range(2):  # the first finds no warden
+        done = manor.run("stdin", before=["sh", "-c", 'exec "$@" <&-', "sh"])
+        assert (number, done.returncode, done.stdout, done.stderr) == (number, 7, b"", b"on stderr")
+
+
 def test_a_shim_is_a_process_of_its_own(manor: Manor) -> None:
     facts = manor.say()
     assert facts["session"] == facts["pid"]

@@ -1,0 +1,106 @@
+"""Immortal objects: that they are not counted any more, that a program runs on with them, and where there are none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.linux import sharing
+
+CHECKOUT = Path(__file__).resolve().parents[4]
+IMMORTAL = 0xFFFFFFFF
+
+# Uses what was there before in as many ways as we can think of, makes and drops new things, and prints the end.
+PROGRAM = f"""
+import sys; sys.path.insert(0, {str(CHECKOUT)!r})
+import gc, os
+from runtime.linux import sharing
+
+class Thing:
+    kept = [1, 2]
+    def __init__(self, name):
+        self.name = name
+    def tell(self):
+        return f"{{self.name}} {{len(self.kept)}}"
+
+def grow(held={{}}):
+    held[len(held)] = Thing(str(len(held)))
+    return held
+
+before = Thing("before")
+text = "a text that was there " + str(os.getpid())
+made = sharing.make_immortal()
+gc.freeze()
+for number in range(2000):
+    assert before.tell() == "before 2"
+    Thing.kept.append(number); Thing.kept.pop()
+    grow(); text += "x"; before.name += ""
+    try:
+        raise ValueError(before)
+    except ValueError as error:
+        kept = error
+    if number % 100 == 0:
+        gc.collect()
+import json, collections, threading
+json.loads(json.dumps({{"a": [1.5, None, "b"]}}))
+del before
+counts = [sys.getrefcount(each) for each in (grow, grow.__code__, Thing, "kept", Thing.kept, grow.__code__.co_names)]
+print((made, len(grow()), len(text) > 2000, counts))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_everything_that_exists_is_immortal_and_works_as_before() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made, grown, long, counts = eval(done.stdout)
+    assert (grown, long) == (2001, True)
+    if sharing.can_be_immortal():
+        assert made > 5_000
+        # 3.14 tells of fewer references to what is borrowed by the stack.
+        assert min(counts) >= IMMORTAL - 1
+    else:
+        assert made == 0
+        assert max(counts) < 10_000
+
+
+def test_the_interpreters_that_have_immortal_objects_are_known() -> None:
+    assert sharing.can_be_immortal() == ((3, 12) <= sys.version_info[:2] < (3, 15))
+
+
+def private_kb(prepare: str) -> int:
+    """What a forked child has for itself after it has called the functions of a large module that it shares."""
+    source = f"""
+import sys; sys.path.insert(0, {str(CHECKOUT)!r})
+import gc, os, runtime.cgroups, runtime.rootfs
+from runtime.linux import sharing
+gc.collect()
+{prepare}
+gc.freeze()
+child = os.fork()
+if child:
+    os.waitpid(child, 0)
+    os._exit(0)
+for module in list(sys.modules.values()):
+    for each in list(vars(module).values()):
+        each.__class__
+for line in open("/proc/self/smaps_rollup"):
+    if line.startswith("Private_Dirty:"):
+        print(line.split()[1], flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(not sharing.can_be_immortal(), reason="this Python counts all references")
+def test_a_child_copies_less_of_what_it_only_reads() -> None:
+    assert private_kb("sharing.make_immortal()") < 0.7 * private_kb("")
+
+
+def test_the_heap_can_be_trimmed() -> None:
+    sharing.trim_heap()
