@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KEEPS = ("MANOR_", "OTEL_")  # of the environment of whoever started it; requests bring their own
 
 _IMAGE = "import sys; sys.path.append(sys.argv[1]); from shim.begin import go_on; go_on(sys.argv[2:])"
-_FLAGS = ("-ISB", "-X", "utf8")
+_FLAGS = ("-ISBOO", "-X", "utf8")  # OO: docstrings are 0.3 MB, in every shim
 _ROOM_FOR_TITLE = 1024  # only where it cannot be moved: `runtime/linux/title.py`
 
 

@@ -1,25 +1,21 @@
-"""From a command line of containerd's to a socket that it can connect to.
+"""From a command line of containerd's to what it means: which shim, for which pod, answered in which form.
 
-What was asked (Go's flag syntax, environment, and from containerd 2.3 on a protobuf on stdin), which
-shim it is for (containers of one pod share one), where that shim listens, and how the answer is written.
-All of it happens once, before there is a loop; serving is `daemon`'s.
+What was asked comes as flags in Go's syntax, in the environment, and from containerd 2.3 on as protobuf on
+stdin. Containers of one pod share a shim. Where that shim listens is `sockets`' business.
 """
 
 from __future__ import annotations
 
-import _socket
-import errno
-import fcntl
 import os
 
-from runtime.errors import InvalidArgument, ManorError
+from runtime.errors import InvalidArgument
 from runtime.linux.fds import OwnedFd
 from runtime.record import Record
 from runtime.spec.json import JsonError, parse
-from shim.api import task, types
+from shim.api import types
 from shim.api.bootstrap import LOG_LEVEL_DEBUG, BootstrapParams, BootstrapResult
 from shim.api.codec import CodecError, decode, encode
-from shim.ttrpc.connection import ClientConnection
+from shim.sockets import write_whole
 
 try:
     # hashlib would bring OpenSSL along, which every shim would have to map
@@ -34,23 +30,13 @@ if TYPE_CHECKING:
 SOCKET_DIR = "/run/containerd/s"
 ADDRESS_FILE = "address"
 CONFIG_FILE = "config.json"
-# In a pod's state directory, beside those of its containers; no container id has such a character.
-SOCKET_FILE = "@socket"
 # Annotations that name the pod of a container, first match first; containerd's own shim has the same.
 GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
 _MAX_CONFIG = 16 << 20
-_MAX_SOCKET_PATH = 107  # sun_path (unix(7))
-_BACKLOG = 128
-# A shim answers at once; one that is stopped, by a debugger say, is not dead.
-ANSWER_TIMEOUT_S = 2.0
 _TEXT_FLAGS = ("namespace", "address", "publish-binary", "id", "bundle", "socket", "debug-socket")
 _SWITCHES = ("debug", "v", "version", "info")
 _TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
-
-
-class BootstrapError(ManorError):
-    """No socket could be had; says where and why."""
 
 
 class Invocation(Record):
@@ -206,140 +192,9 @@ def pod_name(grpc_address: str, namespace: str, group: str) -> str:
     return str(sha256(os.fsencode(path)).hexdigest())
 
 
-def listen(path: str) -> OwnedFd | None:
-    """A listening socket at `path` (0600, in a directory 0700), or None if a shim listens there already.
-
-    One that nobody listens on is replaced. BootstrapError. Two starts at once take turns by a lock on
-    the directory, so that neither takes the other's socket for a dead one.
-    """
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise BootstrapError(f"socket path {path} is longer than {_MAX_SOCKET_PATH} bytes")
-    directory = os.path.dirname(path)
-    make_directory(directory)
-    try:
-        with OwnedFd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as lock:
-            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)
-            if is_served(path):
-                return None
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                pass
-            return _bind(path)
-    except OSError as error:
-        raise BootstrapError(f"listen on {path}: {error.strerror}") from error
-
-
-def is_served(path: str) -> bool:
-    """True if a shim at `path` answers, or is too busy to. OSError where that can't be found out.
-
-    That it can be connected to is not enough: the kernel closes what a killed process had open one by one,
-    the listening socket after the connections whose end made containerd run us.
-    """
-    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    probe.setblocking(False)
-    try:
-        probe.connect(path)
-    except BlockingIOError:  # others wait in front of us
-        return True
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTSOCK, errno.EPROTOTYPE):
-            return False
-        raise
-    else:
-        return _answers(probe)
-    finally:
-        probe.close()
-
-
-def _answers(probe: _socket.socket) -> bool:
-    probe.settimeout(ANSWER_TIMEOUT_S)
-    _stream_id, call = ClientConnection().call(task.SERVICE_V2, "Connect", encode(task.ConnectRequest()))
-    try:
-        probe.sendall(call)
-        return bool(probe.recv(1))
-    except TimeoutError:
-        return True  # stopped, perhaps, but there
-    except (BrokenPipeError, ConnectionResetError):
-        return False
-
-
-def _bind(path: str) -> OwnedFd:
-    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(path)
-    except OSError:
-        listener.close()
-        raise
-    finally:
-        os.umask(mask)
-    listener.listen(_BACKLOG)
-    return OwnedFd(listener.detach())
-
-
-def make_directory(path: str) -> None:
-    """Make what is missing of `path`, 0700 each. BootstrapError where others could put something in our place."""
-    if not os.path.isdir(path):
-        made = ""
-        for part in path.strip("/").split("/"):
-            made += f"/{part}"
-            try:
-                os.mkdir(made, 0o700)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise BootstrapError(f"create directory {made}: {error.strerror}") from error
-    status = os.stat(path)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise BootstrapError(f"directory {path}: others may write to it")
-
-
 def write_address(bundle: int, address: str) -> None:
     """Leave the address in the bundle, where containerd 1.6 and 1.7 look for it after a restart. OSError."""
-    _write_whole(bundle, ADDRESS_FILE, address)
-
-
-def record_socket(pod_directory: str, path: str) -> None:
-    """Note where the pod's shim listens, for `delete`, which is not told. BootstrapError, OSError."""
-    make_directory(pod_directory)
-    with OwnedFd(os.open(pod_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
-        _write_whole(directory.fileno(), SOCKET_FILE, path)
-
-
-def _write_whole(directory: int, name: str, text: str) -> None:
-    temporary = f"@{name}.{os.getpid()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with OwnedFd(os.open(temporary, flags, 0o600, dir_fd=directory)) as fd:
-        os.write(fd.fileno(), text.encode())
-    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-
-
-def recorded_socket(pod_directory: str) -> str:
-    """Where the pod's shim listens, or did; "" for a pod that never had one, or whose shim ended in order."""
-    try:
-        with OwnedFd(os.open(f"{pod_directory}/{SOCKET_FILE}", os.O_RDONLY | os.O_CLOEXEC)) as fd:
-            return os.fsdecode(os.read(fd.fileno(), 4096))
-    except OSError:
-        return ""
-
-
-def forget_pod(pod_directory: str) -> None:
-    """Remove the pod's state directory, if it has no containers any more; else leave it as it is."""
-    try:
-        if os.listdir(pod_directory) == [SOCKET_FILE]:
-            os.unlink(f"{pod_directory}/{SOCKET_FILE}")
-            os.rmdir(pod_directory)
-    except OSError:
-        pass  # it was never made, or a container comes in this moment, of a shim that is not ours
-
-
-def remove_socket(path: str) -> None:
-    """Take the name away, so that nobody finds a shim that ends, or has ended."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+    write_whole(bundle, ADDRESS_FILE, address)
 
 
 def encode_answer(bootstrap: Bootstrap, address: str) -> bytes:

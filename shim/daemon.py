@@ -14,7 +14,7 @@ from runtime.cgroups import detect_layout, open_cgroup
 from runtime.container import open_host
 from runtime.errors import InvalidArgument
 from runtime.linux.fds import OwnedFd
-from shim import bootstrap, info, spans
+from shim import bootstrap, info, sockets, spans
 from shim.api import task
 from shim.api.codec import CodecError, encode
 from shim.api.options import Options
@@ -23,7 +23,7 @@ from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
 from shim.delete import Remains
 from shim.events import Publisher
 from shim.exits import Reaper
-from shim.log import ERROR, INFO, Log
+from shim.log import DEBUG, ERROR, Log
 from shim.loop import Loop
 from shim.pod import Pod
 from shim.server import Server
@@ -92,12 +92,12 @@ def _delete(request: StartRequest, invocation: Invocation) -> None:
     init_pid = 0
     warnings: list[str] = []
     directory = pod_directory(request.environ, name)
-    socket_path = bootstrap.recorded_socket(directory) or f"{bootstrap.SOCKET_DIR}/{name}"
-    if not bootstrap.is_served(socket_path):
+    socket_path = sockets.recorded_socket(directory) or f"{bootstrap.SOCKET_DIR}/{name}"
+    if not sockets.is_served(socket_path):
         remains = Remains(directory, request.layout or detect_layout())
         init_pid = remains.remove_all(invocation.id, bundle)
         warnings = remains.warnings
-        bootstrap.remove_socket(socket_path)
+        sockets.remove_socket(socket_path)
     answer = task.DeleteResponse(init_pid, KILLED, timestamp(time.time_ns()))
     _answer(request, encode(answer), "".join(f"{warning}\n" for warning in warnings).encode(errors="replace"))
 
@@ -117,18 +117,18 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     path = f"{wanted.socket_dir}/{name}"
     address = f"unix://{path}"
     directory = pod_directory(request.environ, name)
-    listener = bootstrap.listen(path)
+    listener = sockets.listen(path)
     try:
         layout = request.layout or detect_layout()
         if listener is not None:
             _join_shim_cgroup(wanted, layout)
-            bootstrap.record_socket(directory, path)
+            sockets.record_socket(directory, path)
         bootstrap.write_address(request.cwd_fd.fileno(), address)
         _answer(request, bootstrap.encode_answer(wanted, address))
     except BaseException:
         if listener is not None:
-            bootstrap.remove_socket(path)
-            bootstrap.forget_pod(directory)
+            sockets.remove_socket(path)
+            sockets.forget_pod(directory)
         raise
     if listener is None:
         return
@@ -201,7 +201,7 @@ class Shim:
             self._loop.call_soon(self._begin_end)
 
     def _begin_end(self) -> None:
-        bootstrap.remove_socket(self._path)
+        sockets.remove_socket(self._path)
         spawn(self._loop, self._end())
 
     def _end(self) -> Steps[None]:
@@ -210,6 +210,6 @@ class Shim:
         self._server.close()
         self._events.close()
         self._spans.close()
-        bootstrap.forget_pod(self._pod.host.root)
-        self._log.write(INFO, "shim ended")
+        sockets.forget_pod(self._pod.host.root)
+        self._log.write(DEBUG, "shim ended")
         self._loop.stop()

@@ -18,8 +18,8 @@ from runtime.operations.delete import remove_cgroup
 from runtime.spec.load import load_spec
 from runtime.waiting import run
 from shim import rootfs_mounts
-from shim.bootstrap import SOCKET_FILE, forget_pod
 from shim.container import rootfs_of
+from shim.sockets import NOTE_MARK, forget_pod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Remains:
 
     def _container_ids(self) -> list[str]:
         try:
-            return sorted(name for name in os.listdir(self._root) if name != SOCKET_FILE)
+            return sorted(name for name in os.listdir(self._root) if not name.startswith(NOTE_MARK))
         except FileNotFoundError:
             return []
 

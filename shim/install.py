@@ -106,7 +106,7 @@ def compile_packages(code: Path) -> None:
     """Write the bytecode of our packages: a warden never does. By hash, not by date, so that no old one is taken."""
     for package in PACKAGES:
         mode = py_compile.PycInvalidationMode.CHECKED_HASH
-        compileall.compile_dir(code / package, quiet=2, invalidation_mode=mode)
+        compileall.compile_dir(code / package, quiet=2, invalidation_mode=mode, optimize=2)
 
 
 def write_launcher(directory: Path, code: Path, daemon: str = "shim.daemon") -> Path:

@@ -10,6 +10,7 @@ import os
 _MACHINE = os.uname().machine
 _OLD_SYSCALLS = {  # name: (x86_64, asm-generic: aarch64, riscv64, loongarch64)
     "clone": (56, 220),
+    "rt_sigaction": (13, 134),
     "pivot_root": (155, 41),
     "seccomp": (317, 277),
     "bpf": (321, 280),

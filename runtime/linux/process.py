@@ -11,7 +11,7 @@ import os
 import struct
 
 from runtime.linux import constants as c
-from runtime.linux.libc import c_int, c_uint, c_ulong, function, syscall
+from runtime.linux.libc import c_int, c_size_t, c_uint, c_ulong, function, syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ _prctl = function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 
 _CLONE_ARGS = struct.Struct("<11Q")  # struct clone_args up to cgroup: CLONE_ARGS_SIZE_VER2
 _SYS_clone = c.syscall_number("clone")
+_SYS_rt_sigaction = c.syscall_number("rt_sigaction")
+_DEFAULT_ACTION = bytes(32)  # struct kernel_sigaction: SIG_DFL, no flags, no restorer, empty mask
 
 
 def clone3(flags: int, exit_signal: int, cgroup_fd: int = -1) -> tuple[int, int]:
@@ -112,6 +114,15 @@ def set_process_name(name: str) -> None:
 def set_dumpable(dumpable: bool) -> None:
     """PR_SET_DUMPABLE: without it nobody but a privileged process of the same user namespace can ptrace us."""
     _prctl(c.PR_SET_DUMPABLE, 1 if dumpable else 0, 0, 0, 0)
+
+
+def reset_hidden_signals() -> None:
+    """Give the two signals that glibc keeps to itself (32, 33) their default action; sigaction(3) refuses them.
+
+    Somebody above us may ignore them, and what is ignored stays so through execve.
+    """
+    for number in (32, 33):
+        syscall("rt_sigaction", _SYS_rt_sigaction, c_int(number), _DEFAULT_ACTION, None, c_size_t(8))
 
 
 def set_child_subreaper() -> None:

@@ -97,6 +97,7 @@ def _be_stage(name: str, run: Callable[[Step], None], report: Channel, keep: tup
         _signal.set_wakeup_fd(-1)  # shared with the parent's loop, which would be woken by our signals
         for number in _RESETTABLE:
             _signal.signal(number, _signal.SIG_DFL)
+        process.reset_hidden_signals()
         process.close_all_but((report.fileno(), *keep))
         process.set_process_name(f"manor:[{name}]")
         process.set_dumpable(False)  # before any namespace of the container is entered (CVE-2016-9962)

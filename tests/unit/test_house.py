@@ -65,7 +65,9 @@ HEAVY = (
     *("logging", "opentelemetry", "pathlib", "psutil", "pyroute2", "re", "selectors", "signal", "socket"),
     *("subprocess", "traceback", "typing"),
 )
-IDLE_SHIM_LIMIT_MB = 6.0
+# 2.5 MB of it is the bare interpreter's. What counts in the end is what a shim does not share with its warden:
+# tests/e2e/footprint holds that.
+IDLE_SHIM_LIMIT_MB = 6.5
 LONGEST_MODULE = 450  # but for unit tests, which are lists of cases
 LAUNCHER = "shim/launcher.py"
 LONGEST_FUNCTION = 60
@@ -247,7 +249,7 @@ def test_every_typed_package_says_so() -> None:
 
 def run_bare(program: str) -> str:
     """Run a program as the launcher runs Python: no environment, no site, no user directories."""
-    command = [sys.executable, "-ISB", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"]
+    command = [sys.executable, "-ISBOO", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout
 
 

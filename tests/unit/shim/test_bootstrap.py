@@ -5,24 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
-import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from runtime.errors import InvalidArgument, InvalidId
+from runtime.errors import InvalidArgument
 from runtime.linux.fds import OwnedFd
-from runtime.state import check_id
 from shim import bootstrap
 from shim.api.bootstrap import LOG_LEVEL_DEBUG, BootstrapParams, BootstrapResult, Extension
 from shim.api.codec import decode, encode
 from shim.api.options import Options, RuntimeOptions
 from shim.api.types import pack
-from shim.bootstrap import BootstrapError, Invocation, parse_arguments, read_bootstrap
-from shim.ttrpc.connection import Call, ServerConnection
+from shim.bootstrap import Invocation, parse_arguments, read_bootstrap
 
 NAME = "containerd-shim-manor-v2"
 
@@ -177,156 +172,8 @@ def test_the_socket_has_containerds_conventional_name() -> None:
     assert bootstrap.pod_name("/run/containerd/containerd.sock", "k8s.io", "pod1") == expected
 
 
-def modes(path: Path) -> int:
-    return stat.S_IMODE(path.stat().st_mode)
-
-
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_socket_and_directories_are_for_their_owner_alone(tmp_path: Path, umask: int) -> None:
-    before = os.umask(umask)
-    try:
-        listener = bootstrap.listen(str(tmp_path / "a/b/socket"))
-        assert listener is not None
-        assert [modes(tmp_path / name) for name in ("a", "a/b", "a/b/socket")] == [0o700, 0o700, 0o600]
-        assert os.umask(umask) == umask
-        listener.close()
-    finally:
-        os.umask(before)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "ANSWER_TIMEOUT_S", 0.05)
-
-
-def test_a_shim_that_answers_is_found_and_left_alone(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    first = bootstrap.listen(path)
-    assert first is not None
-    listener = socket.socket(fileno=first.release())
-
-    def serve() -> None:
-        peer, _address = listener.accept()
-        with peer:
-            (call,) = ServerConnection().receive(peer.recv(4096))
-            assert isinstance(call, Call)
-            assert (call.service, call.method) == ("containerd.task.v2.Task", "Connect")
-            peer.sendall(b"an answer")
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    assert bootstrap.listen(path) is None
-    thread.join()
-    listener.close()
-
-
-def test_a_shim_that_dies_with_its_socket_still_open_is_not_taken_for_alive(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    dying = bootstrap.listen(path)
-    assert dying is not None
-    threading.Timer(0.1, dying.close).start()
-    assert not bootstrap.is_served(path)
-
-
-def test_a_shim_that_is_stopped_is_found_and_left_alone(tmp_path: Path, impatient: None) -> None:
-    path = str(tmp_path / "socket")
-    first = bootstrap.listen(path)
-    assert first is not None
-    assert bootstrap.is_served(path)
-    assert bootstrap.listen(path) is None
-    first.close()
-
-
-def test_a_shim_too_busy_to_accept_counts_as_one_that_listens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bootstrap, "_BACKLOG", 0)
-    path = str(tmp_path / "socket")
-    first = bootstrap.listen(path)
-    assert first is not None
-    waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
-    for each in waiting:
-        each.setblocking(False)
-        try:
-            each.connect(path)
-        except BlockingIOError:
-            pass
-    assert bootstrap.listen(path) is None
-    for each in waiting:
-        each.close()
-    first.close()
-
-
-def test_the_socket_of_a_dead_shim_is_replaced(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    dead = bootstrap.listen(path)
-    assert dead is not None
-    dead.close()
-    assert os.path.exists(path)
-    assert not bootstrap.is_served(path)
-    again = bootstrap.listen(path)
-    assert again is not None
-    again.close()
-
-
-def test_of_many_starts_at_once_one_becomes_the_shim(tmp_path: Path, impatient: None) -> None:
-    path = str(tmp_path / "socket")
-    dead = bootstrap.listen(path)
-    assert dead is not None
-    dead.close()
-    won: list[OwnedFd] = []
-    barrier = threading.Barrier(8)
-
-    def start() -> None:
-        barrier.wait()
-        listener = bootstrap.listen(path)
-        if listener is not None:
-            won.append(listener)
-
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert bootstrap.is_served(path)
-    won[0].close()
-
-
-def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o777)
-    with pytest.raises(BootstrapError, match="others may write"):
-        bootstrap.listen(str(tmp_path / "open/socket"))
-
-
-def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BootstrapError, match="longer than 107 bytes"):
-        bootstrap.listen(str(tmp_path / ("x" * 100)))
-
-
 def test_the_address_is_left_in_the_bundle_whole(tmp_path: Path, bundle: OwnedFd) -> None:
     bootstrap.write_address(bundle.fileno(), "unix:///run/one")
     bootstrap.write_address(bundle.fileno(), "unix:///run/two")
     assert (tmp_path / "address").read_text() == "unix:///run/two"
     assert os.listdir(tmp_path) == ["address"]
-
-
-def test_where_a_shim_listens_is_known_until_its_pod_is_forgotten(tmp_path: Path) -> None:
-    pod = str(tmp_path / "pods/abc")
-    assert bootstrap.recorded_socket(pod) == ""
-    bootstrap.record_socket(pod, "/elsewhere/s/abc")
-    assert bootstrap.recorded_socket(pod) == "/elsewhere/s/abc"
-    assert modes(tmp_path / "pods/abc") == 0o700
-    (tmp_path / "pods/abc/c1").mkdir()
-    bootstrap.forget_pod(pod)
-    assert bootstrap.recorded_socket(pod) == "/elsewhere/s/abc"
-    (tmp_path / "pods/abc/c1").rmdir()
-    bootstrap.forget_pod(pod)
-    assert not os.path.exists(pod)
-    bootstrap.forget_pod(pod)
-
-
-def test_the_record_cannot_be_taken_for_a_container() -> None:
-    with pytest.raises(InvalidId):
-        check_id(bootstrap.SOCKET_FILE)

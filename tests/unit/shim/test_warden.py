@@ -139,7 +139,7 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting(manor: Manor) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
         silent.connect(str(manor.run_dir / name))
         assert manor.run("-v").stdout == b"1\n"
-        assert len(children(manor.wardens()[0])) == 1
+        wait_for(lambda: len(children(manor.wardens()[0])) == 1)
     wait_for(lambda: not children(manor.wardens()[0]))
 
 

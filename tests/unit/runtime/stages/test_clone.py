@@ -3,12 +3,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
 from runtime.errors import StageError
 from runtime.linux import process
+from runtime.linux.libc import c_size_t, syscall
 from runtime.stages.channel import Channel, ChannelClosed, channel_pair
 from runtime.stages.clone import Step, clone_stage
 from runtime.stages.messages import Ready, Start
@@ -100,6 +102,25 @@ def test_a_stage_has_default_signal_handlers_and_is_not_dumpable() -> None:
     assert int(caught, 16) & ~(3 << 31) == 0  # 32 and 33 are glibc's own
     assert name == "manor:[test]"
     assert dumpable == "0"
+    exit_code(pid)
+
+
+def test_a_signal_that_glibc_hides_is_not_left_ignored() -> None:
+    ignore = struct.pack("QQQQ", 1, 0, 0, 0)
+
+    def run(_step: Step, far: Channel) -> None:
+        with open("/proc/self/status", encoding="ascii") as file:
+            (ignored,) = [line for line in file.read().splitlines() if line.startswith("SigIgn")]
+        far.send(Ready((), (), (ignored,)))
+
+    syscall("rt_sigaction", process._SYS_rt_sigaction, 32, ignore, None, c_size_t(8))
+    try:
+        near, pid = cloned(run)
+    finally:
+        process.reset_hidden_signals()
+    message, _fds = near.receive()
+    assert isinstance(message, Ready)
+    assert message.warnings[0] == "SigIgn:\t" + "0" * 16
     exit_code(pid)
 
 

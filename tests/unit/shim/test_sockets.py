@@ -1,0 +1,166 @@
+"""Sockets of shims: who listens, who has died, and that nobody else can get at them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import InvalidId
+from runtime.linux.fds import OwnedFd
+from runtime.state import check_id
+from shim import sockets
+from shim.sockets import SocketError
+from shim.ttrpc.connection import Call, ServerConnection
+
+
+def modes(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_socket_and_directories_are_for_their_owner_alone(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        listener = sockets.listen(str(tmp_path / "a/b/socket"))
+        assert listener is not None
+        assert [modes(tmp_path / name) for name in ("a", "a/b", "a/b/socket")] == [0o700, 0o700, 0o600]
+        assert os.umask(umask) == umask
+        listener.close()
+    finally:
+        os.umask(before)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "ANSWER_TIMEOUT_S", 0.05)
+
+
+def test_a_shim_that_answers_is_found_and_left_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    first = sockets.listen(path)
+    assert first is not None
+    listener = socket.socket(fileno=first.release())
+
+    def serve() -> None:
+        peer, _address = listener.accept()
+        with peer:
+            (call,) = ServerConnection().receive(peer.recv(4096))
+            assert isinstance(call, Call)
+            assert (call.service, call.method) == ("containerd.task.v2.Task", "Connect")
+            peer.sendall(b"an answer")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    assert sockets.listen(path) is None
+    thread.join()
+    listener.close()
+
+
+def test_a_shim_that_dies_with_its_socket_still_open_is_not_taken_for_alive(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    dying = sockets.listen(path)
+    assert dying is not None
+    threading.Timer(0.1, dying.close).start()
+    assert not sockets.is_served(path)
+
+
+def test_a_shim_that_is_stopped_is_found_and_left_alone(tmp_path: Path, impatient: None) -> None:
+    path = str(tmp_path / "socket")
+    first = sockets.listen(path)
+    assert first is not None
+    assert sockets.is_served(path)
+    assert sockets.listen(path) is None
+    first.close()
+
+
+def test_a_shim_too_busy_to_accept_counts_as_one_that_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_BACKLOG", 0)
+    path = str(tmp_path / "socket")
+    first = sockets.listen(path)
+    assert first is not None
+    waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    for each in waiting:
+        each.setblocking(False)
+        try:
+            each.connect(path)
+        except BlockingIOError:
+            pass
+    assert sockets.listen(path) is None
+    for each in waiting:
+        each.close()
+    first.close()
+
+
+def test_the_socket_of_a_dead_shim_is_replaced(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    dead = sockets.listen(path)
+    assert dead is not None
+    dead.close()
+    assert os.path.exists(path)
+    assert not sockets.is_served(path)
+    again = sockets.listen(path)
+    assert again is not None
+    again.close()
+
+
+def test_of_many_starts_at_once_one_becomes_the_shim(tmp_path: Path, impatient: None) -> None:
+    path = str(tmp_path / "socket")
+    dead = sockets.listen(path)
+    assert dead is not None
+    dead.close()
+    won: list[OwnedFd] = []
+    barrier = threading.Barrier(8)
+
+    def start() -> None:
+        barrier.wait()
+        listener = sockets.listen(path)
+        if listener is not None:
+            won.append(listener)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert sockets.is_served(path)
+    won[0].close()
+
+
+def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(SocketError, match="others may write"):
+        sockets.listen(str(tmp_path / "open/socket"))
+
+
+def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SocketError, match="longer than 107 bytes"):
+        sockets.listen(str(tmp_path / ("x" * 100)))
+
+
+def test_where_a_shim_listens_is_known_until_its_pod_is_forgotten(tmp_path: Path) -> None:
+    pod = str(tmp_path / "pods/abc")
+    assert sockets.recorded_socket(pod) == ""
+    sockets.record_socket(pod, "/elsewhere/s/abc")
+    assert sockets.recorded_socket(pod) == "/elsewhere/s/abc"
+    assert modes(tmp_path / "pods/abc") == 0o700
+    (tmp_path / "pods/abc/c1").mkdir()
+    sockets.forget_pod(pod)
+    assert sockets.recorded_socket(pod) == "/elsewhere/s/abc"
+    (tmp_path / "pods/abc/c1").rmdir()
+    sockets.forget_pod(pod)
+    assert not os.path.exists(pod)
+    sockets.forget_pod(pod)
+
+
+def test_the_record_cannot_be_taken_for_a_container() -> None:
+    with pytest.raises(InvalidId):
+        check_id("@socket")
