@@ -111,16 +111,6 @@ class Publisher:
             delay_s = min(delay_s * 2, MAX_DELAY_S)
 
     def _forward(self, event: bytes) -> Generator[Any, Any, None]:
-        reused = self._socket is not None
-        try:
-            yield from self._call(event)
-        except (BrokenPipeError, ConnectionResetError):
-            if not reused:
-                raise
-            self._disconnect()  # containerd was restarted since the last event
-            yield from self._call(event)
-
-    def _call(self, event: bytes) -> Generator[Any, Any, None]:
         peer = self._socket or self._connect()
         stream_id, request = self._protocol.call(
             SERVICE, "Forward", event, int(ANSWER_TIMEOUT_S * 1e9), ((NAMESPACE, self._namespace),)

@@ -197,7 +197,7 @@ class Connection:
     def _begin_next(self) -> None:
         """Begin one of the calls that a read brought; others have their turn before the next, if it keeps up."""
         self._about_to_begin = False
-        if self.closed or not self._arrived or not self._keeps_up():
+        if self.closed or not self._arrived:
             return
         self._begin(self._arrived.pop(0))
         self._begin_soon()

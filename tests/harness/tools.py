@@ -44,6 +44,8 @@ PACKAGES = {
     "crun": "/usr/bin/crun",
     "iproute2": "/usr/sbin/ip",
     "iptables": "/usr/sbin/iptables",
+    "lz4": "/usr/bin/lz4",
+    "qemu-system-x86": "/usr/bin/qemu-system-x86_64",
 }
 # Debian packages that are unpacked, not installed, unless the machine has them: package to program.
 UNPACKED = {"containerd": "usr/bin/containerd", "docker-registry": "usr/bin/docker-registry"}

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,6 +133,21 @@ def test_a_sibling_made_without_an_exit_signal_is_reaped_too() -> None:
         return str(exit_code(status))
 
     assert in_a_process(scenario) == "9"
+
+
+def test_a_child_that_signals_nothing_at_its_end_is_taken_with_the_next_that_does() -> None:
+    def scenario(_loop: Loop, _reaper: Reaper) -> Generator[Any, Any, str]:
+        silent, _pidfd = clone3(0, 0)
+        if not silent:
+            os._exit(4)
+        yield Claim(silent)
+        while Path(f"/proc/{silent}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            yield Sleep(0.005)
+        yield Exit(child(0), 5)
+        status = yield Exit(silent, 5)
+        return str(exit_code(status))
+
+    assert in_a_process(scenario) == "4"
 
 
 def test_everybody_who_watches_a_process_is_told_once() -> None:
