@@ -324,11 +324,11 @@ def main() -> int:
     if lock is None:
         sys.stderr.write(f"scribe: there is one for {run_dir}\n")
         return 1
-    _make_way()
     exporter = choose_exporter(os.environ, run_dir)
     if exporter is None:
         return 0
     with listen(run_dir) as listener:
+        _make_way()  # only now: a busy node would keep us from ever having everything loaded
         scribe = Scribe(listener, exporter)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, scribe.stop)
