@@ -106,7 +106,9 @@ def compile_packages(code: Path) -> None:
     """Write the bytecode of our packages: a warden never does. By hash, not by date, so that no old one is taken."""
     for package in PACKAGES:
         mode = py_compile.PycInvalidationMode.CHECKED_HASH
-        compileall.compile_dir(code / package, quiet=2, invalidation_mode=mode, optimize=2)
+        # With docstrings for the launcher's child, which is about to become a warden, without for the warden.
+        for level in (0, 2):
+            compileall.compile_dir(code / package, quiet=2, invalidation_mode=mode, optimize=level)
 
 
 def write_launcher(directory: Path, code: Path, daemon: str = "shim.daemon") -> Path:
