@@ -1,6 +1,6 @@
 """state.json: what must be known of a container by a process that did not start it.
 
-Always a whole file: written beside, synced and renamed. Ids are checked here and joined below the root
+Always a whole file: written beside and renamed. Ids are checked here and joined below the root
 directory, so that no id can name anything else. A process is named by pid and start time together:
 the pid alone may be somebody else's by now.
 """
@@ -119,14 +119,16 @@ def remove_directory(root: str, container_id: str) -> None:
 
 
 def save(directory: str, state: State) -> None:
-    """Write state.json into `directory` so that a reader sees the old or the new one, whole."""
+    """Write state.json into `directory` so that a reader sees the old or the new one, whole.
+
+    It is not synced: no container outlives a power cut, and the page cache outlives every process.
+    """
     temporary = f"{directory}/.{STATE_FILE}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         data = memoryview(dump(as_dict(state)))
         while data:
             data = data[os.write(fd, data) :]
-        os.fsync(fd)
     except BaseException:
         os.unlink(temporary)
         raise

@@ -33,7 +33,7 @@ from shim.version import RUNTIME_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import NoReturn
 
     from runtime.cgroups import Layout
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 RUN_DIR = "/run/manor"
 # How long a shim that is told to end waits for containerd to take its last events.
 FAREWELL_S = 2.0
+# Spans are for later reading; what is going on comes first.
+SPANS_DELAY_S = 0.02
 KILLED = 128 + 9
 
 
@@ -174,9 +176,11 @@ class Shim:
         self._log = log
         self._loop = Loop()
         self._loop.on_failure = log.bug
-        self._spans = spans.Spans(state_dir, self._loop.call_soon, traced)
+        self._spans = spans.Spans(state_dir, self._when_quiet, traced)
         reaper = Reaper(self._loop)
-        self._events = Publisher(self._loop, wanted.ttrpc_address, wanted.namespace, log)
+        self._events = Publisher(
+            self._loop, wanted.ttrpc_address, wanted.namespace, log, lambda: reaper.holding
+        )
         self._pod = Pod(self._loop, reaper, self._events, host, log, self._spans.emit, self.shutdown)
         methods = TaskService(self._pod).methods()
         services = {task.SERVICE_V2: methods, task.SERVICE_V3: methods}
@@ -184,6 +188,9 @@ class Shim:
         self._ending = False
         for number in (_signal.SIGTERM, _signal.SIGINT):
             self._loop.on_signal(number, self.shutdown)
+
+    def _when_quiet(self, call: Callable[[], None]) -> None:
+        self._loop.call_later(SPANS_DELAY_S, call)
 
     def serve(self) -> NoReturn:
         """Serve until told to end."""

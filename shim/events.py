@@ -27,7 +27,7 @@ from shim.ttrpc.status import RpcError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
     from typing import Any
 
     from shim.api.message import Message
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 
 MAX_QUEUED = 2048
 ANSWER_TIMEOUT_S = 5.0
+# Whoever waits for an answer comes first: sending wakes containerd, which takes the CPU from a process that
+# is being started, or has been and may be about to end. So events wait a little, and as long as something is
+# being started, but no longer than this makes together.
+COURTESY_S = 0.002
+COURTESIES = 10
 FIRST_DELAY_S = 0.05
 MAX_DELAY_S = 2.0
 # An event that containerd takes and refuses is not for it; one it cannot reach is kept for as long as it takes.
@@ -44,10 +49,16 @@ _READ_BYTES = 16 * 1024
 
 
 class Publisher:
-    """Sends to the ttrpc socket `address`; with none ("") events are dropped, nobody wants them."""
+    """Sends to the ttrpc socket `address`; with none ("") events are dropped, nobody wants them.
 
-    def __init__(self, loop: Loop, address: str, namespace: str, log: Log) -> None:
+    `busy` says whether something more urgent is going on.
+    """
+
+    def __init__(
+        self, loop: Loop, address: str, namespace: str, log: Log, busy: Callable[[], bool] = lambda: False
+    ) -> None:
         self._loop = loop
+        self._busy = busy
         self._address = address
         self._namespace = namespace
         self._log = log
@@ -92,6 +103,13 @@ class Publisher:
                 self._idle.set()
             self._more = Outcome()
             yield self._more
+            yield from self._give_way()
+
+    def _give_way(self) -> Generator[Any, Any, None]:
+        for _ in range(COURTESIES):
+            yield Sleep(COURTESY_S)
+            if not self._busy():
+                return
 
     def _deliver(self, event: bytes) -> Generator[Any, Any, None]:
         """Send until taken; give up only where containerd answers and says no, time and again."""

@@ -86,6 +86,11 @@ class Reaper:
         self._holds += 1
         return Hold(self)
 
+    @property
+    def holding(self) -> bool:
+        """True while something is being started."""
+        return self._holds > 0
+
     def end_hold(self) -> None:
         """One hold less; with the last one goes what nobody claimed."""
         self._holds -= 1

@@ -71,7 +71,11 @@ class ApartRequest(Record):
 
 
 def create_apart(host: Host, request: ApartRequest) -> Operation[Container]:
-    """`create` for the bundle of `request`, with the same errors and the same result."""
+    """`create` for the bundle of `request`, with the same errors and the same result.
+
+    The caller reaps: the creating process may still be there as an ended child when this returns. A loop that
+    drives it keeps all exits until then (a reaper's hold), not just the claimed ones.
+    """
     state.check_id(request.id)
     stdio, null = complete(request.stdio)
     try:
@@ -79,7 +83,6 @@ def create_apart(host: Host, request: ApartRequest) -> Operation[Container]:
     finally:
         if null is not None:
             null.close()
-    yield Claim(creator)
     try:
         message, fds = yield from near.received((Created,), CREATE_TIMEOUT_S)
     except BaseException as failure:
@@ -88,8 +91,8 @@ def create_apart(host: Host, request: ApartRequest) -> Operation[Container]:
     finally:
         near.close()
     yield Claim(message.pid)
-    yield Exit(creator)
     pidfd.close()
+    # The creating process has nothing more to say, and its end takes a millisecond: it is the reaper's.
     return _adopt(host, request, message, fds)
 
 

@@ -89,12 +89,13 @@ def test_saving_leaves_one_private_file_and_no_temporary_one(tmp_path: Path) -> 
 def test_a_save_that_fails_keeps_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = saved(tmp_path)
 
-    def full(_fd: int) -> None:
+    def full(_fd: int, _data: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="space"):
         state.save(str(directory), EXAMPLE)
+    monkeypatch.undo()
     assert os.listdir(directory) == ["state.json"]
     assert state.load(str(tmp_path), "c1") == EXAMPLE
 

@@ -133,6 +133,24 @@ def test_events_arrive_in_order_one_at_a_time(loop: Loop, path: str) -> None:
     daemon.stop()
 
 
+def test_events_wait_while_something_is_started_but_not_for_long(loop: Loop, path: str) -> None:
+    daemon = Containerd(loop, path)
+    busy = [True]
+    made = Publisher(loop, path, "k8s.io", Log("", "test"), lambda: busy[0])
+    exits(made, 1)
+    settle(loop, events.COURTESY_S * 3)
+    assert daemon.taken() == []
+    busy[0] = False
+    settle(loop, events.COURTESY_S * 3)
+    assert daemon.taken() == [1]
+    busy[0] = True
+    exits(made, 2)
+    drive_sent(loop, made)
+    assert daemon.taken() == [1, 2]
+    made.close()
+    daemon.stop()
+
+
 def test_events_of_the_time_without_containerd_arrive_after_it(loop: Loop, path: str) -> None:
     made = publisher(loop, path)
     exits(made, 1, 2)
