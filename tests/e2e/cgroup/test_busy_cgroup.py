@@ -11,18 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.cgroups.hugetlb import shared_root
 from tests.e2e.conftest import Node
 from tests.harness.crictl import Crictl
 from tests.harness.instances import unified_hierarchy
 
 
-def enable(directory: Path, controller: str) -> bool:
-    """Enable a controller for the children of a cgroup; whether that changed anything."""
-    control = directory / "cgroup.subtree_control"
-    if controller in control.read_text(encoding="ascii").split():
-        return False
-    control.write_text(f"+{controller}", encoding="ascii")
-    return True
+def enable(directory: Path, controller: str) -> None:
+    """Enable a controller for the children of a cgroup."""
+    (directory / "cgroup.subtree_control").write_text(f"+{controller}", encoding="ascii")
 
 
 @pytest.fixture
@@ -30,10 +27,9 @@ def controller() -> Iterator[str]:
     """A controller of the version 2 hierarchy, enabled below its root for the time of the test."""
     root = unified_hierarchy()
     name = (root / "cgroup.controllers").read_text(encoding="ascii").split()[0]
-    changed = enable(root, name)
-    yield name
-    if changed:
-        (root / "cgroup.subtree_control").write_text(f"-{name}", encoding="ascii")
+    with shared_root(root):  # all users of the machine share it: under a lock, and undone
+        enable(root, name)
+        yield name
 
 
 @pytest.fixture
