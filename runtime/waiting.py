@@ -40,8 +40,7 @@ class Claim(Record):
     """Not a wait: `pid` is a child of ours whose exit will be asked for; resumes at once.
 
     Yielded right after a clone, before the loop can have reaped it: the loop keeps its wait status until
-    somebody takes it, however early it ends. A sibling (CLONE_PARENT) sends no SIGCHLD, so the loop has to
-    watch it by a pidfd.
+    somebody takes it, however early it ends.
     """
 
     pid: int

@@ -37,6 +37,7 @@ from runtime.stages.channel import Channel, ChannelClosed, channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.messages import Created
 from runtime.stages.stage0_parent import Launched
+from runtime.trace import Timeline
 from runtime.waiting import Claim, Exit, run
 
 TYPE_CHECKING = False
@@ -166,14 +167,19 @@ def _be_creator(step: Step, host: Host, request: ApartRequest, stdio: Stdio, mai
 
 
 def _create(host: Host, request: ApartRequest, stdio: Stdio) -> Container:
+    timeline = Timeline()
+    timeline.mark("clone creator")
     spec = load_spec(read_config(request.bundle))
+    timeline.mark("read config")
     if spec.process.terminal != request.terminal:
         raise ConfigError(
             "process.terminal", f"must be {str(request.terminal).lower()}, as the caller has it"
         )
     if request.prepare is not None:
         request.prepare()
-    return run(create(host, CreateRequest(request.id, request.bundle, spec, stdio, request.shape, True)))
+        timeline.mark("prepare root file system")
+    asked = CreateRequest(request.id, request.bundle, spec, stdio, request.shape, sibling=True)
+    return run(create(host, asked, timeline))
 
 
 def read_config(bundle: str) -> bytes:

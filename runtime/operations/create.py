@@ -42,13 +42,14 @@ if TYPE_CHECKING:
     from runtime.waiting import Operation
 
 
-def create(host: Host, request: CreateRequest) -> Operation[Container]:
+def create(host: Host, request: CreateRequest, timeline: Timeline | None = None) -> Operation[Container]:
     """Make the container of `request` and bring its init up to the start gate (runtime.md, "create").
 
+    Its steps are noted on `timeline`, behind those of a caller who has done something before.
     Raises ConfigError, IdInUse, InvalidId, CgroupError, or StageError with stage, operation and object.
     """
     spec = request.spec
-    timeline = Timeline()
+    timeline = timeline or Timeline()
     refuse_unsupported(spec)
     namespaces = plan_namespaces(spec.linux.namespaces)
     with Undo() as undo:

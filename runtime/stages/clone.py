@@ -60,8 +60,8 @@ def clone_stage(
     """Clone a child that does `run` and ends; (pid, pidfd) in the parent, who owns the pidfd.
 
     `keep` are the descriptors above 2 that the child needs; all others are closed in it. `sibling` makes
-    it a child of our parent (CLONE_PARENT), which must be cloned without an exit signal: the kernel gives
-    EINVAL otherwise. OSError of clone3(2), among them EBUSY for a cgroup that has controllers enabled
+    it a child of our parent (CLONE_PARENT), which must be cloned without an exit signal, EINVAL otherwise: it
+    inherits ours. OSError of clone3(2), among them EBUSY for a cgroup that has controllers enabled
     for its children; with `cgroup_fd` and no clone3, ENOSYS (the child must join by itself then).
     """
     if sibling:
