@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from runtime.cgroups import Cgroup, Layout
     from runtime.limits import MemoryPlan
     from runtime.seccomp import Filter
-    from runtime.spec.model import ExecCpuAffinity, Process, Spec
+    from runtime.spec.model import Capabilities, ExecCpuAffinity, Process, Spec
     from runtime.stages.plan import Stdio
     from runtime.stages.stage0_parent import Launched
     from runtime.trace import Marks
@@ -80,6 +80,7 @@ class Terms(Record):
     personality: int | None = None
     memory_policy: MemoryPlan | None = None
     umask: int | None = None
+    capabilities: Capabilities | None = None
     cpuset: str | None = None
     affinity: ExecCpuAffinity | None = None
     transition: str | None = None

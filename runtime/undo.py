@@ -9,6 +9,8 @@ with Undo() as undo:
 
 from __future__ import annotations
 
+from runtime.errors import ManorError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,5 +41,5 @@ class Undo:
             call, arguments = self._calls.pop()
             try:
                 call(*arguments)
-            except OSError:
+            except (OSError, ManorError):
                 pass  # the first failure is the one that is told; each undo is independent of the others

@@ -107,11 +107,9 @@ class Reaper:
         ChildProcessError when it is no child of ours, or was reaped with nobody interested.
         """
         watch = ExitWatch(self, pid, ended)
-        kept = self._kept.get(pid)
+        kept = self._kept.pop(pid, None)
         if kept is not None:
-            if not self._holds:
-                del self._kept[pid]
-                self._claimed.discard(pid)
+            self._claimed.discard(pid)
             self._loop.call_soon(watch.tell, *kept)
             return watch
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT | WALL)
@@ -140,10 +138,11 @@ class Reaper:
 
     def _tell(self, pid: int, status: int, when_ns: int) -> None:
         watches = self._watches.pop(pid, ())
-        if self._holds or (pid in self._claimed and not watches):
-            self._kept[pid] = (status, when_ns)
-        else:
+        if watches:
+            # Told once and forgotten: the pid may be another process's by the next turn.
             self._claimed.discard(pid)
+        elif self._holds or pid in self._claimed:
+            self._kept[pid] = (status, when_ns)
         for watch in watches:
             watch.tell(status, when_ns)
 

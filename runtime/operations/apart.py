@@ -28,11 +28,11 @@ from runtime.linux.fds import OwnedFd, close_all
 from runtime.operations.create import create
 from runtime.operations.delete import remove_cgroup
 from runtime.operations.process_plan import complete
-from runtime.record import Record
+from runtime.record import Record, as_dict
 from runtime.seccomp import Filter
 from runtime.spec.json import dump, parse
 from runtime.spec.load import load_spec
-from runtime.spec.model import ExecCpuAffinity
+from runtime.spec.model import Capabilities, ExecCpuAffinity
 from runtime.stages.channel import Channel, ChannelClosed, channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.messages import Created
@@ -213,6 +213,7 @@ def _describe(container: Container) -> dict[str, Any]:
         "personality": terms.personality,
         "memory_policy": None if memory is None else [memory.mode, memory.nodes.hex()],
         "umask": terms.umask,
+        "capabilities": None if terms.capabilities is None else as_dict(terms.capabilities),
         "cpuset": terms.cpuset,
         "affinity": None if affinity is None else [affinity.initial, affinity.final],
         "transition": terms.transition,
@@ -241,6 +242,7 @@ def _adopt(host: Host, request: ApartRequest, message: Created, fds: list[OwnedF
 
 def _terms(said: dict[str, Any]) -> Terms:
     compiled, memory, affinity = said["filter"], said["memory_policy"], said["affinity"]
+    capabilities = said["capabilities"]
     return Terms(
         namespaces=said["namespaces"],
         init_is_first=said["init_is_first"],
@@ -248,7 +250,12 @@ def _terms(said: dict[str, Any]) -> Terms:
         personality=said["personality"],
         memory_policy=None if memory is None else MemoryPlan(memory[0], bytes.fromhex(memory[1])),
         umask=said["umask"],
+        capabilities=None if capabilities is None else Capabilities(**_tuples(capabilities)),
         cpuset=said["cpuset"],
         affinity=None if affinity is None else ExecCpuAffinity(*affinity),
         transition=said["transition"],
     )
+
+
+def _tuples(lists: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(values) for name, values in lists.items()}

@@ -25,7 +25,7 @@ from runtime.operations.process_plan import (
 )
 from runtime.rootfs import plan_rootfs
 from runtime.stages.plan import LandlordPlan
-from runtime.stages.stage0_parent import HostSide, choose_shape, launch_landlord
+from runtime.stages.stage0_parent import HostSide, bury, choose_shape, launch_landlord
 from runtime.sysctls import plan_sysctls
 from runtime.trace import Timeline
 from runtime.undo import Undo
@@ -66,18 +66,21 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
         undo.push(cgroup.try_delete)
         timeline.mark("make cgroup")
         kills_before = cgroup.oom_kill_count()
+        launched: Launched | None = None
         try:
             launched = yield from _launch(host, request, plan, cgroup, timeline)
+            launched.warnings += plan.process.credentials.warnings
+            container = Container(host, request.id, request.bundle, launched, cgroup, terms)
+            undo.push(container.close)
+            container.start_time, container.created = _started(launched.pid, request.id), _now()
+            # Stored before init is let go: a kill in between leaves something to clean up by.
+            state.save(directory, describe(container, spec))
         except Exception as error:
             told = _with_oom(error, cgroup, kills_before)
+            if launched is not None:
+                yield from bury(launched.pid, launched.pidfd)
             yield from remove_cgroup(cgroup)
             raise told from error
-        launched.warnings += plan.process.credentials.warnings
-        container = Container(host, request.id, request.bundle, launched, cgroup, terms)
-        undo.push(container.close)
-        container.start_time, container.created = _started(launched.pid, request.id), _now()
-        # Stored before init is let go: a kill in between leaves something to clean up by.
-        state.save(directory, describe(container, spec))
         container.become(state.CREATED)
         timeline.mark("save state")
         container.marks = timeline.marks()

@@ -9,8 +9,8 @@ from runtime.container import Tenant
 from runtime.errors import StageError
 from runtime.linux.process import start_time
 from runtime.operations.process_plan import complete, plan_limits, plan_process, set_limits
-from runtime.stages.plan import DIRECT, TenantPlan
-from runtime.stages.stage0_parent import HostSide, launch_tenant
+from runtime.stages.plan import TenantPlan
+from runtime.stages.stage0_parent import HostSide, choose_tenant_shape, launch_tenant
 from runtime.trace import Timeline
 
 TYPE_CHECKING = False
@@ -65,7 +65,7 @@ def _launch(
     join = cgroup.open_join(container.pid)
     try:
         launched = yield from launch_tenant(
-            plan, join, request.shape or DIRECT, side, lambda: _landlord(container)
+            plan, join, request.shape or choose_tenant_shape(plan.kinds), side, lambda: _landlord(container)
         )
     except StageError as error:
         if cgroup.oom_kill_count() > kills_before:

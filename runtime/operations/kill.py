@@ -5,7 +5,7 @@ from __future__ import annotations
 import _signal
 
 from runtime import state
-from runtime.errors import InvalidArgument, NotFound
+from runtime.errors import InvalidArgument, ManorError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,13 +15,23 @@ if TYPE_CHECKING:
 def kill(container: Container, number: int, everyone: bool = False) -> None:
     """Send signal `number` to init, or with `everyone` to all processes in the container's cgroups.
 
-    NotFound ("process already finished") when init has ended, InvalidArgument for a signal that is none.
+    SIGKILL thaws the container, whoever has frozen it: a v1 freezer keeps even the killed. NotFound ("process
+    already finished") when init has ended, InvalidArgument for a signal that is none.
     """
     if not 1 <= number < _signal.NSIG:
         raise InvalidArgument(f"signal {number} does not exist")
     if everyone:
         container.cgroup.signal_all(number)
-        return
+    else:
+        _signal_init(container, number)
+    if number == _signal.SIGKILL:
+        try:
+            container.cgroup.thaw()
+        except (ManorError, OSError):
+            pass  # the signal has been sent; who is not frozen dies of it
+
+
+def _signal_init(container: Container, number: int) -> None:
     if container.status == state.STOPPED:
         raise NotFound("process already finished")
     try:

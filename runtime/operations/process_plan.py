@@ -12,7 +12,7 @@ from runtime.errors import Unsupported
 from runtime.labels import require_available
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
-from runtime.record import Record
+from runtime.record import Record, replace
 from runtime.spec.model import Hooks
 from runtime.stages.plan import ProcessPlan, Stdio
 
@@ -34,6 +34,7 @@ def plan_terms(host: Host, spec: Spec, namespaces: NamespacePlan) -> Terms:
         personality=None if linux.personality is None else limits.plan_personality(linux.personality)[0],
         memory_policy=None if linux.memory_policy is None else limits.plan_memory_policy(linux.memory_policy),
         umask=spec.process.user.umask,
+        capabilities=spec.process.capabilities,
         cpuset=None if linux.resources.cpu is None else linux.resources.cpu.cpus,
         affinity=spec.process.exec_cpu_affinity,
         transition=(spec.annotations or {}).get(ANNOTATION),
@@ -41,7 +42,12 @@ def plan_terms(host: Host, spec: Spec, namespaces: NamespacePlan) -> Terms:
 
 
 def plan_process(process: Process, terms: Terms, stdio: Stdio) -> ProcessPlan:
-    """Decide. ConfigError or Unsupported for what the process may not ask for."""
+    """Decide. ConfigError or Unsupported for what the process may not ask for.
+
+    An exec that names no capabilities has its container's: with none at all it would keep those of the shim.
+    """
+    if process.capabilities is None:
+        process = replace(process, capabilities=terms.capabilities)
     require_available(process.apparmor_profile, process.selinux_label)
     return ProcessPlan(
         args=process.args,

@@ -37,12 +37,20 @@ _CORE = ("core", "/proc/kcore")
 def make_devices(root: Root, plan: RootfsPlan) -> None:
     """Device nodes, /dev/fd and its like, and /dev/ptmx. The umask is 0. MountError names the device."""
     try:
-        with root.make_directories("/dev") as dev:
+        with _open_dev(root) as dev:
             for node in plan.devices:
                 _make_device(root, dev, node, plan.bind_devices)
             _make_links(dev.fileno())
     except OSError as error:
         raise MountError(f"populate /dev: {describe(error)}") from error
+
+
+def _open_dev(root: Root) -> OwnedFd:
+    """/dev itself, never what an image's symlink in its place leads to: a volume of the host's (CVE-2026-41579)."""
+    try:
+        return root.open_plain("/dev", os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return root.make_directories("/dev")
 
 
 def _make_links(dev: int) -> None:
@@ -127,7 +135,7 @@ def _open_place(parent: int, name: str, mode: int) -> OwnedFd:
 def make_console_place(root: Root) -> None:
     """The file that the terminal will cover (`runtime/terminal.py`), made while /dev can still be written."""
     try:
-        with root.make_directories("/dev") as dev:
+        with _open_dev(root) as dev:
             _open_place(dev.fileno(), "console", 0o666).close()
     except OSError as error:
         raise MountError(f"/dev/console: {describe(error)}") from error

@@ -22,6 +22,7 @@ from runtime.stages.stage1_namespaces import (
     CgroupEntry,
     enter_by_path,
     enter_cgroups,
+    enter_landlords_namespaces,
     request_mapping,
     reset_affinity_after_join,
 )
@@ -57,6 +58,7 @@ def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | N
         if plan.namespaces.new & c.CLONE_NEWUSER:
             request_mapping(step, far)
         enter_cgroups(step, entry)
+        entry.close()
         reset_affinity_after_join(step, None)
         enter_by_path(step, plan.joins)
         become_init(step, plan, far)
@@ -77,17 +79,22 @@ def launch_tenant(
     def run(step: Step) -> None:
         enter_cgroups(step, entry)
         reset_affinity_after_join(step, plan.affinity)
+        enter_landlords_namespaces(step, plan)
         become_tenant(step, plan, far)
 
     keep = (*kept(plan.process.stdio, entry), plan.landlord_pidfd)
     pid_fd = plan.landlord_pidfd if plan.kinds & c.CLONE_NEWPID else -1
-    if plan.affinity.before_join is None:
-        return _clone(run, near, far, keep, 0, born_in, pid_fd)
-    # The child must be born with it: with CLONE_INTO_CGROUP it is never before its join. Ours for a moment.
+    return born_on(plan.affinity.before_join, lambda: _clone(run, near, far, keep, 0, born_in, pid_fd))
+
+
+def born_on(cpus: tuple[int, ...] | None, clone: Callable[[], Channels]) -> Channels:
+    """`clone` with our affinity set to `cpus` meanwhile: with CLONE_INTO_CGROUP a child is never before its join."""
+    if cpus is None:
+        return clone()
     ours = sched_getaffinity(0)
-    sched_setaffinity(0, plan.affinity.before_join)
+    sched_setaffinity(0, cpus)
     try:
-        return _clone(run, near, far, keep, 0, born_in, pid_fd)
+        return clone()
     finally:
         restore_affinity(ours)
 

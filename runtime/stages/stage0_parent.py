@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 # A stage that neither answers nor ends in this time is stuck (a frozen cgroup, a dead file server).
 STAGE_TIMEOUT_S = 120.0
+BURIAL_TIMEOUT_S = 5.0
 
 
 class HostSide:
@@ -99,6 +100,14 @@ def choose_shape(namespaces: NamespacePlan) -> str:
     return STAGED if namespaces.new & c.CLONE_NEWUSER and joins_others else DIRECT
 
 
+def choose_tenant_shape(kinds: int) -> str:
+    """`staged` for a container with a PID namespace: a stage must not be seen in it before it has left the host.
+
+    The direct shape's only child is born there with the host's root and mounts, and the shim's descriptors.
+    """
+    return STAGED if kinds & c.CLONE_NEWPID else DIRECT
+
+
 def launch_landlord(
     plan: LandlordPlan, cgroup: CgroupJoin, shape: str, host: HostSide
 ) -> Operation[Launched]:
@@ -151,7 +160,8 @@ def launch_tenant(
         yield from await_execve(launched)
         host.timeline.mark("execute")
     except BaseException as failure:
-        yield from _bury(launched.pid, launched.pidfd, failure)
+        if not isinstance(failure, GeneratorExit):  # else nobody drives us any more
+            yield from bury(launched.pid, launched.pidfd)
         launched.close()
         raise
     return launched
@@ -191,9 +201,10 @@ def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
         channels.init.close()
         if channels.inter is not None:
             channels.inter.close()
-        yield from _bury(channels.pid, channels.pidfd, failure)
-        if child != channels.pid:
-            yield from _bury(child, pidfd, failure)
+        if not isinstance(failure, GeneratorExit):  # else nobody drives us any more
+            yield from bury(channels.pid, channels.pidfd)
+            if child != channels.pid:
+                yield from bury(child, pidfd)
         channels.pidfd.close()
         pidfd.close()
         raise
@@ -252,11 +263,16 @@ def _converse_with_init(launched: Launched, host: HostSide, maps: bool) -> Opera
             launched.listener = fd
 
 
-def _bury(pid: int, pidfd: OwnedFd, failure: BaseException) -> Operation[None]:
-    """Kill a stage and wait for it, so that nothing of a failed start is left running."""
+def bury(pid: int, pidfd: OwnedFd) -> Operation[None]:
+    """Kill a stage and wait for it, so that nothing of a failed start is left running.
+
+    One that is stuck in the kernel, or frozen, cannot be waited for: after a while it is the reaper's.
+    """
     try:
         _signal.pidfd_send_signal(pidfd.fileno(), _signal.SIGKILL)
     except ProcessLookupError:
         pass
-    if not isinstance(failure, GeneratorExit):  # nobody drives us any more; the reaper takes it
-        yield Exit(pid)
+    try:
+        yield Exit(pid, BURIAL_TIMEOUT_S)
+    except TimeoutError:
+        pass

@@ -12,6 +12,7 @@ import errno
 import os
 
 from runtime.linux import constants as c
+from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import set_dumpable, setns, unshare
 from runtime.linux.sched import reset_affinity, sched_setaffinity
 from runtime.namespaces import enter
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from runtime.affinity import AffinityPlan
-    from runtime.linux.fds import OwnedFd
     from runtime.namespaces import Join
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
@@ -43,6 +43,13 @@ class CgroupEntry(Record):
     v1_tasks: tuple[OwnedFd, ...]
     v2: OwnedFd | None
     landlord: OwnedFd | None = None
+
+    def close(self) -> None:
+        """Close all of it: a process that others can see must not hold them."""
+        close_all(self.v1_tasks)
+        for fd in (self.v2, self.landlord):
+            if fd is not None:
+                fd.close()
 
 
 # The cgroup has controllers enabled for its children (init moved into one), or is gone since init left it.
@@ -138,6 +145,7 @@ def become_intermediate_of_landlord(
     # Before the user namespace: root outside may join what a mapped root may not. Before the cgroup
     # namespace, whose root is the cgroup that its maker is in.
     enter_cgroups(step, entry)
+    entry.close()
     reset_affinity_after_join(step, None)
     if plan.namespaces.new & c.CLONE_NEWUSER:
         # They belong to the user namespace we are about to leave, and so does the right to enter them.
@@ -154,17 +162,34 @@ def become_intermediate_of_landlord(
 def become_intermediate_of_tenant(
     step: Step, plan: TenantPlan, entry: CgroupEntry, main: Channel, clone_init: Callable[[], int]
 ) -> None:
-    """The whole of stage 1 for an exec."""
-    if plan.affinity.before_join is not None:
-        step.begin("set cpu affinity before the join")
-        sched_setaffinity(0, plan.affinity.before_join)
+    """The whole of stage 1 for an exec.
+
+    Whoever is born into the container's PID namespace is seen by everybody in it: /proc/PID/mountinfo and
+    /proc/PID/net have no ptrace check, and CAP_SYS_PTRACE opens /proc/PID/root and /proc/PID/fd of a process that
+    is not dumpable. So this process, which is not in it, enters all the others first and closes what it was
+    given: stage 2 is born with nothing of the host's.
+    """
     enter_cgroups(step, entry)
     reset_affinity_after_join(step, plan.affinity)
+    entry.close()
+    enter_landlords_namespaces(step, plan)
     if plan.kinds & c.CLONE_NEWPID:
         step.begin("join pid namespace", f"of process {plan.landlord_pid}")
         setns(plan.landlord_pidfd, c.CLONE_NEWPID)
+    os.close(plan.landlord_pidfd)
     step.begin("clone init")
     main.send(InitPid(clone_init()))
+
+
+def enter_landlords_namespaces(step: Step, plan: TenantPlan) -> None:
+    """All of the container's namespaces but PID, in one call (Linux 5.8): the kernel enters the user namespace first.
+
+    It also moves our root and working directory to the container's.
+    """
+    step.begin("join namespaces", f"of process {plan.landlord_pid}")
+    setns(plan.landlord_pidfd, plan.kinds & ~c.CLONE_NEWPID)
+    if plan.kinds & c.CLONE_NEWUSER:
+        become_root_inside()
 
 
 def enter_by_path(step: Step, joins: Iterable[tuple[Join, OwnedFd]]) -> None:

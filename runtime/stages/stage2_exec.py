@@ -1,16 +1,13 @@
-"""Stage 2 of a tenant: join the landlord's namespaces and become the program.
+"""Stage 2 of a tenant: become the program.
 
-We are in 2:INIT, in the container's cgroup and PID namespace already. Our job is the short version of
-`stage2_init`: the root file system stands, so there is nothing to mount and nobody to wait for.
+We are in 2:INIT, in the container's cgroup and in all of its namespaces already. Our job is the short version
+of `stage2_init`: the root file system stands, so there is nothing to mount and nobody to wait for.
 """
 
 from __future__ import annotations
 
 from runtime.labels import join_session_keyring
-from runtime.linux import constants as c
-from runtime.linux.process import setns
 from runtime.stages.program import announce, prepare_program, run_program
-from runtime.stages.stage1_namespaces import become_root_inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,12 +20,6 @@ if TYPE_CHECKING:
 
 def become_tenant(step: Step, plan: TenantPlan, main: Channel) -> NoReturn:
     """The list of steps of an exec, in order."""
-    step.begin("join namespaces", f"of process {plan.landlord_pid}")
-    # One call for all of them (Linux 5.8): the kernel enters the user namespace first. It also moves our
-    # root and working directory to the container's.
-    setns(plan.landlord_pidfd, plan.kinds & ~c.CLONE_NEWPID)
-    if plan.kinds & c.CLONE_NEWUSER:
-        become_root_inside()
     step.begin("join session keyring")
     join_session_keyring(plan.container_id, plan.process.selinux_label)
     prepared = prepare_program(step, plan.process, main, landlord=False)

@@ -13,7 +13,7 @@ import struct
 
 from runtime.labels import make_session_keyring
 from runtime.linux import constants as c
-from runtime.linux.fds import OwnedFd
+from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import setns, unshare
 from runtime.namespaces import enter
 from runtime.rootfs import apply_mounts, pivot_into, protect
@@ -35,6 +35,8 @@ def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
     """The list of steps of a container's start, in order. `namespaces` not made by the clone are entered by now."""
     new = plan.namespaces.new
     enter_late_namespaces(step, plan)
+    # In a PID namespace that others share, they can see us from here on; these must not be there to be seen.
+    close_all(fd for _join, fd in plan.joins)
     name_the_host(step, plan)
     if new & c.CLONE_NEWNET:
         step.begin("bring up", "lo")

@@ -10,7 +10,7 @@ import os
 
 from runtime.stages.channel import channel_pair
 from runtime.stages.clone import INIT, INTER, clone_stage
-from runtime.stages.direct import Channels, kept
+from runtime.stages.direct import Channels, born_on, kept
 from runtime.stages.stage1_namespaces import (
     CgroupEntry,
     become_intermediate_of_landlord,
@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | None) -> Channels:
     """Clone the intermediate process of a container's init. OSError of clone3(2), with nothing left open."""
     entry = CgroupEntry(cgroup.v1_tasks, None if born_in else cgroup.v2_dir)
-    keep = kept(plan.process.stdio, entry, *(fd for _join, fd in plan.joins))
+    joins = [fd for _join, fd in plan.joins]
+    stdio = plan.process.stdio
+    init_keep = (stdio.stdin, stdio.stdout, stdio.stderr, *(fd.fileno() for fd in joins))
+    keep = kept(stdio, entry, *joins)
 
     def run_inter(step: Step, main: Channel, clone_init: Callable[[], int]) -> None:
         become_intermediate_of_landlord(step, plan, entry, main, clone_init)
@@ -42,7 +45,7 @@ def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | N
         enter_remaining_namespaces(step, plan)
         become_init(step, plan, main)
 
-    return _clone(run_inter, run_init, keep, born_in, plan.sibling)
+    return _clone(run_inter, run_init, keep, init_keep, born_in, plan.sibling)
 
 
 def launch_tenant(
@@ -50,7 +53,9 @@ def launch_tenant(
 ) -> Channels:
     """Clone the intermediate process of an exec. OSError of clone3(2), with nothing left open."""
     entry = CgroupEntry(cgroup.v1_tasks, None if born_in else cgroup.v2_dir, landlord)
-    keep = (*kept(plan.process.stdio, entry), plan.landlord_pidfd)
+    stdio = plan.process.stdio
+    init_keep = (stdio.stdin, stdio.stdout, stdio.stderr)
+    keep = (*kept(stdio, entry), plan.landlord_pidfd)
 
     def run_inter(step: Step, main: Channel, clone_init: Callable[[], int]) -> None:
         become_intermediate_of_tenant(step, plan, entry, main, clone_init)
@@ -58,13 +63,14 @@ def launch_tenant(
     def run_init(step: Step, main: Channel) -> None:
         become_tenant(step, plan, main)
 
-    return _clone(run_inter, run_init, keep, born_in)
+    return born_on(plan.affinity.before_join, lambda: _clone(run_inter, run_init, keep, init_keep, born_in))
 
 
 def _clone(
     run_inter: Callable[[Step, Channel, Callable[[], int]], None],
     run_init: Callable[[Step, Channel], None],
     keep: tuple[int, ...],
+    init_keep: tuple[int, ...],
     born_in: OwnedFd | None,
     sibling: bool = False,
 ) -> Channels:
@@ -73,7 +79,9 @@ def _clone(
 
     def clone_init() -> int:
         # A sibling: stage 0, not the intermediate process, must be able to wait for it.
-        pid, pidfd = clone_stage(INIT, lambda step: run_init(step, far_init), far_init, keep, sibling=True)
+        pid, pidfd = clone_stage(
+            INIT, lambda step: run_init(step, far_init), far_init, init_keep, sibling=True
+        )
         os.close(pidfd)
         far_init.close()
         return pid

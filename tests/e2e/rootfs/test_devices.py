@@ -105,11 +105,11 @@ def test_a_bound_dev_gets_nothing_from_us(inside: Inside, bundle: Bundle, tmp_pa
     assert list((tmp_path / "dev").iterdir()) == []
 
 
-@pytest.mark.parametrize("variant", ["/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/etc", "/run"])
+@pytest.mark.parametrize("variant", ["/dev/pts", "/dev/shm", "/dev/mqueue", "/etc", "/run"])
 def test_a_dev_that_is_a_symlink_fills_nothing_outside(
     inside: Inside, bundle: Bundle, canary: Canary, variant: str
 ) -> None:
-    """CVE-2026-41579, CVE-2026-47766: the image's /dev leads to a directory of the host's."""
+    """CVE-2026-41579, CVE-2026-47766: a directory of the image leads to one of the host's."""
     bundle.config["mounts"] = [bundle.config["mounts"][0]]
     path = bundle.rootfs / variant[1:]
     if path.is_dir():
@@ -120,6 +120,22 @@ def test_a_dev_that_is_a_symlink_fills_nothing_outside(
     path.symlink_to(canary.path / "dir")
     inside(lambda: None)
     canary.assert_untouched()
+
+
+def test_a_dev_that_is_a_symlink_is_refused_and_a_volume_behind_it_untouched(
+    inside: Inside, bundle: Bundle, tmp_path: Path
+) -> None:
+    """The same by a volume: nodes and links would be made in a directory of the host's, and its ptmx replaced."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    (volume / "ptmx").write_text("precious")
+    (bundle.rootfs / "dev").rmdir()
+    (bundle.rootfs / "dev").symlink_to("/vol")
+    bundle.config["mounts"] = [bundle.config["mounts"][0], bind(volume, "/vol", "rw")]
+    with pytest.raises(AssertionError, match="populate /dev: .*symbolic links"):
+        inside(lambda: None)
+    assert [path.name for path in volume.iterdir()] == ["ptmx"]
+    assert (volume / "ptmx").read_text() == "precious"
 
 
 @pytest.mark.parametrize("target", ["{canary}/new", "{canary}/file", "/proc/sys/kernel/core_pattern"])

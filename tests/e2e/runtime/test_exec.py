@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.errors import ConfigError, InvalidState, StageError
+from runtime.operations import start
+from runtime.stages.plan import Stdio
+from runtime.waiting import run
 
 if TYPE_CHECKING:
     from tests.e2e.runtime.conftest import Runner
@@ -139,3 +142,46 @@ def test_a_filter_that_allows_little_does_not_stop_the_start(runner: Runner) -> 
 
     container = runner.started(change=strict)
     assert runner.exec(container, "echo", "out").stdout == "out\n"
+
+
+def test_an_exec_that_names_no_capabilities_has_its_containers(runner: Runner) -> None:
+    container = runner.started()
+    of_init = Path(f"/proc/{container.pid}/status").read_text()
+    of_exec = runner.exec(container, "cat", "/proc/self/status", capabilities=None).stdout
+    assert _capabilities(of_exec) == _capabilities(of_init)
+
+
+def _capabilities(status: str) -> list[str]:
+    return [line for line in status.splitlines() if line.startswith(("CapBnd", "CapPrm", "CapInh"))]
+
+
+def test_nothing_of_the_host_is_seen_of_an_exec_from_inside(runner: Runner) -> None:
+    """A container with CAP_SYS_PTRACE watches the processes that appear in its PID namespace."""
+
+    def trace(config: dict[str, Any]) -> None:
+        for kind in config["process"]["capabilities"].values():
+            kind.append("CAP_SYS_PTRACE")
+
+    canary = runner.directory / "canary"
+    canary.write_text("of the host")
+    watch = f"while :; do cat /proc/[2-9]*/root{canary} /proc/[2-9]*/mountinfo; done 2>/dev/null"
+    bundle = runner.bundle("sh", "-c", watch)
+    trace(bundle.config)
+    readable, writable = os.pipe()
+    container = runner.create(bundle, Stdio(-1, writable, -1))
+    os.close(writable)
+    run(start(container))
+    runner.shape = ""  # as it is chosen: the direct shape is not for containers with a PID namespace
+    seen = bytearray()
+    os.set_blocking(readable, False)
+    for _ in range(60):
+        runner.exec(container, "true")
+        try:
+            while data := os.read(readable, 1 << 16):
+                seen += data
+        except BlockingIOError:
+            pass
+    os.close(readable)
+    assert b"of the host" not in seen
+    assert str(runner.directory).encode() + b"/state" not in seen
+    assert b" - cgroup2 " not in seen  # mounted on the host alone
