@@ -18,7 +18,7 @@ MAX_MESSAGE = 32 * 1024
 
 
 class InitPid(Record):
-    """1:INTER → main: the pid of stage 2, as main's PID namespace sees it."""
+    """1:INTER → main: the pid of stage 2, as main's PID namespace sees it; its pidfd comes along."""
 
     pid: int
 

@@ -218,13 +218,16 @@ def _converse_with_intermediate(channels: direct.Channels, host: HostSide) -> Op
     inter = channels.inter
     assert inter is not None
     while True:
-        message, _fds = yield from inter.received((MappingRequest, InitPid), STAGE_TIMEOUT_S)
+        message, fds = yield from inter.received((MappingRequest, InitPid), STAGE_TIMEOUT_S)
         if isinstance(message, InitPid):
             break
         _map(host, channels.pid)
         inter.send(MappingWritten())
     yield Claim(message.pid)
-    channels.pid, channels.pidfd = message.pid, OwnedFd(os.pidfd_open(message.pid))
+    if len(fds) != 1:
+        close_all(fds)
+        raise StageError("main", "read", "message of 1:INTER", "init's pid came without its pidfd")
+    channels.pid, channels.pidfd = message.pid, fds[0]
     inter.close()
 
 

@@ -139,7 +139,11 @@ def enter_pid_namespace(step: Step, new: int, joins: Iterable[tuple[Join, OwnedF
 
 
 def become_intermediate_of_landlord(
-    step: Step, plan: LandlordPlan, entry: CgroupEntry, main: Channel, clone_init: Callable[[], int]
+    step: Step,
+    plan: LandlordPlan,
+    entry: CgroupEntry,
+    main: Channel,
+    clone_init: Callable[[], tuple[int, int]],
 ) -> None:
     """The whole of stage 1 for a container's init."""
     # Before the user namespace: root outside may join what a mapped root may not. Before the cgroup
@@ -156,11 +160,11 @@ def become_intermediate_of_landlord(
         enter_by_path(step, plan.joins)
     enter_pid_namespace(step, plan.namespaces.new, plan.joins)
     step.begin("clone init")
-    main.send(InitPid(clone_init()))
+    report_init(main, *clone_init())
 
 
 def become_intermediate_of_tenant(
-    step: Step, plan: TenantPlan, entry: CgroupEntry, main: Channel, clone_init: Callable[[], int]
+    step: Step, plan: TenantPlan, entry: CgroupEntry, main: Channel, clone_init: Callable[[], tuple[int, int]]
 ) -> None:
     """The whole of stage 1 for an exec.
 
@@ -178,7 +182,13 @@ def become_intermediate_of_tenant(
         setns(plan.landlord_pidfd, c.CLONE_NEWPID)
     os.close(plan.landlord_pidfd)
     step.begin("clone init")
-    main.send(InitPid(clone_init()))
+    report_init(main, *clone_init())
+
+
+def report_init(main: Channel, pid: int, pidfd: int) -> None:
+    """Hand init over to stage 0: with the pidfd, since the pid alone may be another process's when it is read."""
+    main.send(InitPid(pid), (pidfd,))
+    os.close(pidfd)
 
 
 def enter_landlords_namespaces(step: Step, plan: TenantPlan) -> None:

@@ -6,8 +6,6 @@ who is not root; elsewhere it is the reference that the direct shape is tested a
 
 from __future__ import annotations
 
-import os
-
 from runtime.stages.channel import channel_pair
 from runtime.stages.clone import INIT, INTER, clone_stage
 from runtime.stages.direct import Channels, born_on, kept
@@ -38,7 +36,7 @@ def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | N
     init_keep = (stdio.stdin, stdio.stdout, stdio.stderr, *(fd.fileno() for fd in joins))
     keep = kept(stdio, entry, *joins)
 
-    def run_inter(step: Step, main: Channel, clone_init: Callable[[], int]) -> None:
+    def run_inter(step: Step, main: Channel, clone_init: Callable[[], tuple[int, int]]) -> None:
         become_intermediate_of_landlord(step, plan, entry, main, clone_init)
 
     def run_init(step: Step, main: Channel) -> None:
@@ -57,7 +55,7 @@ def launch_tenant(
     init_keep = (stdio.stdin, stdio.stdout, stdio.stderr)
     keep = (*kept(stdio, entry), plan.landlord_pidfd)
 
-    def run_inter(step: Step, main: Channel, clone_init: Callable[[], int]) -> None:
+    def run_inter(step: Step, main: Channel, clone_init: Callable[[], tuple[int, int]]) -> None:
         become_intermediate_of_tenant(step, plan, entry, main, clone_init)
 
     def run_init(step: Step, main: Channel) -> None:
@@ -67,7 +65,7 @@ def launch_tenant(
 
 
 def _clone(
-    run_inter: Callable[[Step, Channel, Callable[[], int]], None],
+    run_inter: Callable[[Step, Channel, Callable[[], tuple[int, int]]], None],
     run_init: Callable[[Step, Channel], None],
     keep: tuple[int, ...],
     init_keep: tuple[int, ...],
@@ -77,14 +75,13 @@ def _clone(
     near_inter, far_inter = channel_pair("main", INTER)
     near_init, far_init = channel_pair("main", INIT)
 
-    def clone_init() -> int:
+    def clone_init() -> tuple[int, int]:
         # A sibling: stage 0, not the intermediate process, must be able to wait for it.
         pid, pidfd = clone_stage(
             INIT, lambda step: run_init(step, far_init), far_init, init_keep, sibling=True
         )
-        os.close(pidfd)
         far_init.close()
-        return pid
+        return pid, pidfd
 
     try:
         pid, pidfd = clone_stage(

@@ -220,8 +220,8 @@ def test_the_intermediate_process_is_reaped_and_its_sibling_is_init() -> None:
     def inter(_step: Step) -> None:
         far_inter.send(MappingRequest())
         far_inter.expect(MappingWritten)
-        pid, _pidfd = clone_stage("2:INIT", init, far_init, (), sibling=True)
-        far_inter.send(InitPid(pid))
+        pid, pidfd = clone_stage("2:INIT", init, far_init, (), sibling=True)
+        far_inter.send(InitPid(pid), (pidfd,))
 
     pid, pidfd = clone_stage("1:INTER", inter, far_inter, (far_init.fileno(),))
     far_init.close()
