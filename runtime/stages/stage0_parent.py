@@ -13,7 +13,7 @@ import os
 
 from runtime.errors import StageError
 from runtime.linux import constants as c
-from runtime.linux.fds import OwnedFd
+from runtime.linux.fds import close_all
 from runtime.stages import direct, staged
 from runtime.stages.messages import (
     HooksDone,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.cgroups import Join as CgroupJoin
+    from runtime.linux.fds import OwnedFd
     from runtime.namespaces import NamespacePlan
     from runtime.stages.channel import Channel
     from runtime.stages.plan import LandlordPlan, TenantPlan
