@@ -37,6 +37,7 @@ LOCK = "scribe.lock"
 LARGEST_FILE = 16 << 20  # bytes; the file before it is kept as spans.jsonl.1
 IDLE_S = 60  # without a shim, once the warden that started it has gone
 AT_ONCE = 64  # messages of one shim before the next one's turn
+BATCH_S = 0.1  # a socket's buffer holds what a shim has to say in that time, and more
 SERVICE = "manor"
 EXPENDABLE = 500  # oom_score_adj: a node short of memory shall take this first
 
@@ -235,11 +236,14 @@ class Scribe:
             ready = self._selector.select(IDLE_S)
             if not ready and not self._shims and starter and not _exists(starter):
                 return
+            more = False
             for key, _events in ready:
                 if key.fileobj is self._listener:
                     self._accept()
                 elif key.fileobj in self._shims:
-                    self._read(key.fileobj)
+                    more |= self._read(key.fileobj)
+            if ready and not more:
+                time.sleep(BATCH_S)  # being woken for each operation takes more from a busy node than the spans
 
     def _accept(self) -> None:
         shim, _address = self._listener.accept()
@@ -250,7 +254,8 @@ class Scribe:
         self._shims.add(shim)
         self._selector.register(shim, selectors.EVENT_READ)
 
-    def _read(self, shim: socket.socket) -> None:
+    def _read(self, shim: socket.socket) -> bool:
+        """Take what a shim has sent; whether there may be more."""
         epoch_ns = time.time_ns() - time.monotonic_ns()
         for _turn in range(AT_ONCE):
             try:
@@ -259,17 +264,18 @@ class Scribe:
                     break
                 self._exporter.export(make_spans(message, epoch_ns))
             except BlockingIOError:
-                return
+                return False
             except NotAnOperation:
                 break
             except OSError as error:
                 sys.stderr.write(f"scribe: {error}\n")
                 break
         else:
-            return
+            return True
         self._selector.unregister(shim)
         self._shims.discard(shim)
         shim.close()
+        return False
 
 
 def _exists(pid: int) -> bool:
