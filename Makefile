@@ -7,7 +7,7 @@ CYCLES ?= 300
 .PHONY: help venv tools ready demo test lint format unit e2e soak bench clean
 
 help:  ## what there is to type
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 10
 
 venv:  ## .venv, with the commands manor and containerd-shim-manor-v2
 	@$(PYTHON) tests/harness/venv.py
@@ -15,7 +15,7 @@ venv:  ## .venv, with the commands manor and containerd-shim-manor-v2
 tools:  ## containerd, runc, crictl and what else the machine lacks, into ~/.cache/manor
 	@$(PYTHON) tests/harness/tools.py > /dev/null
 
-ready: venv tools
+ready: venv tools  ## both of these: .venv/bin is ready to use by hand
 
 demo: ready  ## a pod from run to remove, by crictl, through a private containerd
 	@$(BIN)/python -m demo

@@ -36,11 +36,12 @@ from shim.log import ERROR, WARNING
 from shim.oom import OomWatch
 from shim.process import CREATED, RUNNING, STOPPED, Process
 from shim.stdio import Streams
-from shim.tasks import within
+from shim.tasks import Outcome, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.container import Container as RuntimeContainer
+    from runtime.linux.fds import OwnedFd
     from runtime.trace import Timeline
     from shim.api.task import CreateTaskRequest, ExecProcessRequest
     from shim.loop import Timer
@@ -71,10 +72,11 @@ class Container:
         self.execs: dict[str, Process] = {}
         self._last_exit: tuple[int, int] | None = None  # init's, held back until those of the execs are told
         self._hold_back: Timer | None = None
-        self._oom = OomWatch(pod.loop, pod.host.layout, runtime.cgroup, self._oom_killed)
-        console, runtime.console = runtime.console, None
+        self._killed = False
         if init.io is not None:
-            init.io.attach(console)
+            init.io.attach(runtime.console)
+        runtime.console = None
+        self._oom = OomWatch(pod.loop, pod.host.layout, runtime.cgroup, self._oom_killed)
         init.pid = runtime.pid
         self._warn(init, runtime.warnings)
         self._watch(init)
@@ -142,12 +144,16 @@ class Container:
             timeline.mark("open streams")
             request = ExecRequest(process.spec, Stdio(*io.child_fds()))
             tenant = yield from operations.exec_(self.runtime, request)
+            process.pid, process.pidfd = tenant.pid, tenant.pidfd
+            try:
+                io.attach(tenant.console)
+            except Exception:
+                yield from _end(self.pod, tenant.pid, tenant.pidfd)
+                raise
         except Exception:
             process.never_started()
             raise
-        io.attach(tenant.console)
         self._warn(process, tenant.warnings)
-        process.pid, process.pidfd = tenant.pid, tenant.pidfd
         process.status = RUNNING
         process.spec = None  # it may be large, and nobody needs it any more
         self.pod.events.publish(TaskExecStarted(self.id, process.exec_id, process.pid))
@@ -215,17 +221,25 @@ class Container:
     # --- what is done to a running one -------------------------------------------------------------
 
     def kill(self, process: Process, number: int, everyone: bool) -> Steps[None]:
-        """Signal a process, or with `everyone` all of the container. NotFound when it has ended."""
+        """Signal a process, or with `everyone` all of the container. NotFound when it has ended.
+
+        A start that is under way is waited for, but not by SIGKILL, which is what helps when one hangs.
+        """
+        if number == _signal.SIGKILL:
+            self._signal(process, number, everyone)
+            return
         yield from process.mutex.acquire()
         try:
-            if process is not self.init:
-                process.signal(number)
-                return
-            operations.kill(self.runtime, number, everyone)
-            if number == _signal.SIGKILL and self.runtime.status == state.PAUSED:
-                self.runtime.cgroup.thaw()  # a v1 freezer keeps even the killed
+            self._signal(process, number, everyone)
         finally:
             process.mutex.release()
+
+    def _signal(self, process: Process, number: int, everyone: bool) -> None:
+        if process is not self.init:
+            process.signal(number)
+            return
+        operations.kill(self.runtime, number, everyone)
+        self._killed |= number == _signal.SIGKILL
 
     def pause(self) -> Steps[None]:
         """Freeze all processes. InvalidState unless running."""
@@ -233,6 +247,9 @@ class Container:
         self.pausing = True
         try:
             yield from operations.pause(self.runtime)
+            if self._killed:  # meanwhile: frozen, it could not die
+                operations.resume(self.runtime)
+                raise failed_precondition(f"cannot pause container {self.id}: it has been killed")
         finally:
             self.pausing = False
             self.init.mutex.release()
@@ -344,12 +361,39 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
         with pod.reaper.hold():
             runtime = yield from operations.create_apart(pod.host, apart)
             timeline.add(runtime.marks)
-            return Container(pod, runtime, init, bool(steps))
+            try:
+                return Container(pod, runtime, init, bool(steps))
+            except Exception:
+                yield from _abandon(pod, runtime)
+                raise
     except Exception:
         init.close()
         if steps:
             yield from rootfs_mounts.unmount_all(rootfs)
         raise
+
+
+def _abandon(pod: Pod, runtime: RuntimeContainer) -> Steps[None]:
+    """Undo a create behind its init, whose container nobody will have; what can't be removed is logged."""
+    try:
+        try:
+            yield from _end(pod, runtime.pid, runtime.pidfd)
+        finally:
+            runtime.ended()
+            yield from operations.delete(runtime)
+    except Exception as error:
+        pod.log.write(ERROR, f"remove container {runtime.id}: {describe(error)}")
+
+
+def _end(pod: Pod, pid: int, pidfd: OwnedFd) -> Steps[None]:
+    """Kill a process that containerd will not hear of, and wait for its end, but not for ever."""
+    try:
+        _signal.pidfd_send_signal(pidfd.fileno(), _signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    gone = Outcome()
+    pod.reaper.watch(pid, lambda _status, _when_ns: gone.set())
+    yield from within(pod.loop, gone, LAST_EXITS_TIMEOUT_S)
 
 
 def rootfs_of(bundle: str) -> str:

@@ -40,10 +40,14 @@ class Remains:
         """Remove every container of the pod, and above all `container_id`; the pid that its init had, or 0."""
         init_pid = 0
         for name in self._container_ids():
-            pid = self._remove(name)
-            if name == container_id:
-                init_pid = pid
-        self._try("remove what the config names", self._remove_by_config, bundle)
+            left = self._load(name)
+            if left is not None:
+                self._remove(left, name)
+                if name == container_id:
+                    init_pid = left.pid
+            elif name == container_id:
+                self._try("remove what the config names", self._remove_by_config, bundle)
+            self._try("remove state", state.remove_directory, self._root, name)
         self._try("unmount", rootfs_mounts.unmount, rootfs_of(bundle))
         forget_pod(self._root)
         return init_pid
@@ -54,18 +58,17 @@ class Remains:
         except FileNotFoundError:
             return []
 
-    def _remove(self, container_id: str) -> int:
+    def _load(self, container_id: str) -> state.State | None:
         try:
-            left = state.load(self._root, container_id)
+            return state.load(self._root, container_id)
         except ManorError as error:  # it was killed while it wrote it, or before
             self.warnings.append(describe(error))
-            self._try("remove state", state.remove_directory, self._root, container_id)
-            return 0
+            return None
+
+    def _remove(self, left: state.State, container_id: str) -> None:
         self._try("kill init", self._kill, left.pid, left.start_time)
         self._try("remove cgroup", self._remove_cgroup, left.cgroups_path, container_id)
         self._try("unmount", rootfs_mounts.unmount, rootfs_of(left.bundle))
-        self._try("remove state", state.remove_directory, self._root, container_id)
-        return left.pid
 
     def _kill(self, pid: int, start_time: int) -> None:
         """Init by name; whatever else there is goes with its cgroup."""
@@ -87,7 +90,11 @@ class Remains:
         run(remove_cgroup(cgroup))
 
     def _remove_by_config(self, bundle: str) -> None:
-        """A create that was cut short has left no state, but perhaps a cgroup with its stages in it."""
+        """A create that was cut short has left no state, but perhaps a cgroup with its stages in it.
+
+        Only for an id that has a directory, which comes before the cgroup and goes with a create that was
+        refused: without it the config may name the cgroup of somebody else, who lives.
+        """
         if not os.path.exists(f"{bundle}/config.json"):
             return
         cgroups_path = load_spec(read_config(bundle)).linux.cgroups_path

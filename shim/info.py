@@ -28,7 +28,8 @@ MOUNT_OPTIONS = """
     rnosymfollow ro rprivate rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw
     shared silent slave strictatime suid symfollow sync tmpcopyup unbindable
 """
-_NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "user", "uts")
+# Not "user": containerd would give us pods whose mount sources a mapped root cannot reach.
+_NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "time", "uts")
 
 
 def version_text() -> bytes:

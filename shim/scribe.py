@@ -243,7 +243,9 @@ class Scribe:
                 elif key.fileobj in self._shims:
                     more |= self._read(key.fileobj)
             if ready and not more:
-                time.sleep(BATCH_S)  # being woken for each operation takes more from a busy node than the spans
+                time.sleep(
+                    BATCH_S
+                )  # being woken for each operation takes more from a busy node than the spans
 
     def _accept(self) -> None:
         shim, _address = self._listener.accept()

@@ -101,13 +101,15 @@ class Input(Record):
 
 
 def open_input(uri: str) -> Input:
-    """Open stdin's fifo, without waiting for a writer. StdioError, Unsupported."""
+    """Open stdin's fifo, without waiting for a writer. StdioError (also for what is no fifo), Unsupported."""
     path = _local_path("stdin", uri)
     try:
         fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         try:
+            if not stat.S_ISFIFO(os.fstat(fd.fileno()).st_mode):
+                raise StdioError(f"open stdin {path}: not a fifo")
             keeper = OwnedFd(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        except OSError:
+        except BaseException:
             fd.close()
             raise
     except OSError as error:
@@ -154,9 +156,15 @@ def _open_for_writing(name: str, path: str) -> Operation[OwnedFd]:
 def _create_file(name: str, path: str) -> OwnedFd:
     try:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-        return OwnedFd(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = OwnedFd(os.open(path, flags, 0o644))
     except OSError as error:
         raise _cannot_open(name, path, error) from error
+    if not stat.S_ISREG(os.fstat(fd.fileno()).st_mode):  # a fifo, say, that nobody reads
+        fd.close()
+        raise StdioError(f"open {name} {path}: not a regular file")
+    os.set_blocking(fd.fileno(), True)
+    return fd
 
 
 def _local_path(name: str, uri: str) -> str:

@@ -183,7 +183,10 @@ def parse_cgroups_path(cgroups_path: str, container_id: str = "") -> str:
     if "\0" in cgroups_path or "\n" in cgroups_path:
         raise ConfigError(where, f"{cgroups_path[:300]!r} contains a control character")
     if cgroups_path.count(":") == 2 and "/" not in cgroups_path:
-        raise Unsupported(f"{where}: {cgroups_path[:300]!r} asks for the systemd cgroup driver")
+        raise Unsupported(
+            f"{where}: {cgroups_path[:300]!r} asks for the systemd cgroup driver: not supported, "
+            "set cgroupDriver: cgroupfs in the kubelet's configuration"
+        )
     parts = [part for part in cgroups_path.split("/") if part not in ("", ".")] or [container_id]
     for part in parts:
         if part in ("", ".."):

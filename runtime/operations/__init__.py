@@ -1,4 +1,4 @@
-"""The verbs: create, start, exec, kill, pause, resume, update, delete, and what is asked about a container.
+"""The verbs: create, start, exec, kill, pause, resume, update, delete.
 
 Each takes typed requests, decides and refuses first, then acts with every acquisition undone on failure.
 What must wait is a generator (`runtime.waiting`); the rest are plain functions that never block.

@@ -130,7 +130,12 @@ def _give_up(
 
 
 def _clean_up(host: Host, request: ApartRequest) -> Operation[None]:
-    """Remove what a create left that could not do it itself: it was killed, or stuck."""
+    """Remove what a create left that could not do it itself: it was killed, or stuck.
+
+    Its directory is made before its cgroup: without one, a cgroup of that path is somebody else's.
+    """
+    if not os.path.isdir(f"{host.root}/{request.id}"):
+        return
     try:
         spec = load_spec(read_config(request.bundle))
         yield from remove_cgroup(open_cgroup(host.layout, spec.linux.cgroups_path or "", request.id))

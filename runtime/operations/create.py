@@ -8,7 +8,7 @@ import time
 from runtime import state
 from runtime.cgroups import create_cgroup
 from runtime.container import Container
-from runtime.errors import InvalidState, StageError
+from runtime.errors import InvalidState, ManorError, StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import close_all
 from runtime.linux.process import start_time
@@ -148,16 +148,10 @@ def _now() -> str:
 
 def _with_oom(error: Exception, cgroup: Cgroup, kills_before: int) -> Exception:
     """The same failure, saying so if the kernel killed init for its memory limit meanwhile."""
-    if not isinstance(error, StageError) or cgroup.oom_kill_count() <= kills_before:
+    if not isinstance(error, ManorError) or cgroup.oom_kill_count() <= kills_before:
         return error
-    return StageError(
-        error.stage,
-        error.operation,
-        error.subject,
-        f"{error.message}: container init was OOM-killed (memory limit too low?)",
-        error.number,
-        error.kind,
-    )
+    hint = "container init was OOM-killed (memory limit too low?)"
+    return StageError("", "", "", f"{error}: {hint}", kind=error.kind)
 
 
 def describe(container: Container, spec: Spec) -> state.State:

@@ -6,7 +6,7 @@ from runtime import state
 from runtime.affinity import isolated_cpus, plan_tenant
 from runtime.cgroups import landlord_directory
 from runtime.container import Tenant
-from runtime.errors import StageError
+from runtime.errors import ManorError, StageError
 from runtime.linux.process import start_time
 from runtime.operations.process_plan import complete, plan_limits, plan_process, set_limits
 from runtime.stages.plan import TenantPlan
@@ -67,12 +67,9 @@ def _launch(
         launched = yield from launch_tenant(
             plan, join, request.shape or choose_tenant_shape(plan.kinds), side, lambda: _landlord(container)
         )
-    except StageError as error:
+    except ManorError as error:
         if cgroup.oom_kill_count() > kills_before:
-            message = f"{error.message}: possibly OOM-killed"
-            raise StageError(
-                error.stage, error.operation, error.subject, message, error.number, error.kind
-            ) from error
+            raise StageError("", "", "", f"{error}: possibly OOM-killed", kind=error.kind) from error
         raise
     finally:
         join.close()

@@ -96,7 +96,9 @@ def _be_stage(name: str, run: Callable[[Step], None], report: Channel, keep: tup
         gc.disable()  # a collection would write to every page that is still shared with the parent
         _signal.set_wakeup_fd(-1)  # shared with the parent's loop, which would be woken by our signals
         for number in _RESETTABLE:
-            _signal.signal(number, _signal.SIG_DFL)  # without asking: C code may have set one behind Python's back
+            _signal.signal(
+                number, _signal.SIG_DFL
+            )  # without asking: C code may have set one behind Python's back
         process.reset_hidden_signals()
         process.close_all_but((report.fileno(), *keep))
         process.set_process_name(f"manor:[{name}]")

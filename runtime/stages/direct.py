@@ -3,8 +3,8 @@
 The PID namespace is entered by stage 0 for the length of the clone and left again in a `finally`; the new
 namespaces are flags of the clone; the rest is done by the child before it goes on as stage 2. Two kinds
 are never flags: **cgroup** (unshared after the last v1 join, or its v1 root were the shim's cgroup) and
-**time** (as a flag its offsets are frozen). It saves a process: 13 to 23 % of an exec, and half the
-memory that is charged to the container.
+**time** (as a flag its offsets are frozen). It saves a process, and the memory
+that would be charged to the container for it.
 """
 
 from __future__ import annotations

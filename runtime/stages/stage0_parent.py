@@ -10,8 +10,9 @@ from __future__ import annotations
 import _signal
 import errno
 import os
+import select
 
-from runtime.errors import StageError
+from runtime.errors import ManorError, StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import close_all
 from runtime.stages import direct, staged
@@ -240,8 +241,13 @@ def _map(host: HostSide, pid: int) -> None:
 
 def _converse_with_init(launched: Launched, host: HostSide, maps: bool) -> Operation[None]:
     """`maps`: this stage makes a user namespace by itself, and can go no step before that is mapped."""
-    warnings = host.set_limits(launched.pid)
     channel = launched.channel
+    try:
+        warnings = host.set_limits(launched.pid)
+    except ManorError:
+        if _has_ended(launched.pidfd):  # then that is what failed, and not the limits
+            yield from channel.received((Ready,), STAGE_TIMEOUT_S)
+        raise
     if maps:
         yield from channel.received((MappingRequest,), STAGE_TIMEOUT_S)
         _map(host, launched.pid)
@@ -265,6 +271,12 @@ def _converse_with_init(launched: Launched, host: HostSide, maps: bool) -> Opera
             launched.console = fd
         else:
             launched.listener = fd
+
+
+def _has_ended(pidfd: OwnedFd) -> bool:
+    poll = select.poll()
+    poll.register(pidfd.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def bury(pid: int, pidfd: OwnedFd) -> Operation[None]:

@@ -83,7 +83,7 @@ def _write_procs(directory: OwnedFd) -> None:
 
 
 def reset_affinity_after_join(step: Step, affinity: AffinityPlan | None) -> None:
-    """BEHAVIOURS of the CPU affinity after the join: an explicit set, nothing, or all possible CPUs.
+    """The CPU affinity after the join: an explicit set, nothing, or all possible CPUs.
 
     Since Linux 6.2 the caller's own affinity would survive the join. The reset is an all-ones mask, which
     the kernel clamps to the cpuset: with the effective list instead, the process would not follow when

@@ -267,3 +267,10 @@ def _run_with_a_user_namespace(runner: Runner) -> None:
     bundle.config["linux"].update(uidMappings=mapping, gidMappings=mapping)
     output = runner.run(bundle)
     assert output.stdout.split() == ["0", "0", "100000", "1000"], output.stderr
+
+
+def test_an_init_that_the_oom_killer_took_says_so(runner: Runner) -> None:
+    bundle = runner.bundle("true")
+    bundle.config["linux"]["resources"]["memory"] = {"limit": 200_000}
+    with pytest.raises(ManorError, match="container init was OOM-killed"):
+        runner.create(bundle)

@@ -138,6 +138,29 @@ def test_delete_of_what_never_was_succeeds(door: Door) -> None:
     assert decode(task.DeleteResponse, done.stdout).exit_status == 137
 
 
+def test_delete_after_a_refused_create_leaves_the_cgroup_to_the_container_that_has_it(door: Door) -> None:
+    init = door.run("c1", SLEEP)
+    bundle = door.bundle("c2", SLEEP)
+    bundle.config["linux"]["cgroupsPath"] = f"/{door.cgroup_parent}/c1"
+    bundle.write()
+    first = door.client
+    door.start("c2")
+    shim = door.shim_pid()
+    with pytest.raises(Exception, match="in use"):
+        door.create("c2")
+    door.ask("Shutdown", task.ShutdownRequest("c2"))
+    eventually(lambda: not is_alive(shim))
+    done = door.launch("delete", "c2")
+    assert (done.returncode, done.stderr) == (0, b"")
+    time.sleep(0.2)
+    assert is_alive(init)
+    assert door.cgroups() != []
+    door.client.close()
+    door.client = first
+    door.end("c1")
+    assert door.cgroups() == []
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]"])
 def test_delete_copes_with_a_damaged_state(door: Door, damage: str) -> None:
     init = door.run("c1", SLEEP)

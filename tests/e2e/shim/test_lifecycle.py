@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -180,6 +181,63 @@ def test_a_paused_container_can_be_killed(door: Door) -> None:
     assert door.wait("c1") == 137
     door.delete("c1")
     assert door.cgroups() == []
+
+
+def freeze(door: Door, on: bool = True) -> None:
+    """Freeze the door's only container by its cgroup, or thaw it."""
+    places = [path for path in door.cgroups() if (path / "freezer.state").exists()]
+    if places:
+        (places[0] / "freezer.state").write_text("FROZEN" if on else "THAWED")
+    else:
+        (path,) = (path for path in door.cgroups() if (path / "cgroup.freeze").exists())
+        (path / "cgroup.freeze").write_text("1" if on else "0")
+
+
+def wait_killed(door: Door, exec_id: str = "") -> None:
+    request = task.WaitRequest("c1", exec_id)
+    assert door.ask("Wait", request, timeout_s=5).exit_status == 137
+
+
+def test_a_container_frozen_behind_the_shims_back_can_be_killed(door: Door) -> None:
+    door.run("c1", ["sleep", "1000"])
+    freeze(door)
+    door.kill("c1")
+    wait_killed(door)
+    door.delete("c1")
+    assert door.cgroups() == []
+
+
+def test_a_start_that_hangs_does_not_keep_its_container_from_being_killed(door: Door) -> None:
+    door.bundle("c1", ["sleep", "1000"])
+    door.start("c1")
+    door.create("c1")
+    freeze(door)
+    with Client(door.address) as other:
+        stuck = other.begin(task.SERVICE_V2, "Start", encode(task.StartRequest("c1")))
+        time.sleep(0.2)
+        door.ask("Kill", task.KillRequest("c1", "", signal.SIGKILL), timeout_s=5)
+        wait_killed(door)
+        with contextlib.suppress(RpcError):  # it may have been killed as late as in its execve
+            other.finish(stuck)
+    door.delete("c1")
+    assert (door.cgroups(), door.zombies()) == ([], [])
+
+
+def test_a_kill_of_an_exec_that_hangs_in_its_start_is_answered_at_once(running: Door) -> None:
+    running.add_exec("c1", "e1", ["true"])
+    freeze(running)
+    try:
+        with Client(running.address) as other:
+            stuck = other.begin(task.SERVICE_V2, "Start", encode(task.StartRequest("c1", "e1")))
+            time.sleep(0.2)
+            with pytest.raises(RpcError) as failure:
+                running.ask("Kill", task.KillRequest("c1", "e1", signal.SIGKILL), timeout_s=5)
+            assert failure.value.code == status.FAILED_PRECONDITION
+            freeze(running, on=False)
+            other.finish(stuck)
+    finally:
+        freeze(running, on=False)
+    assert running.wait("c1", "e1") == 0
 
 
 def test_a_cgroup_frozen_behind_the_shims_back_stops_an_exec_but_not_the_shim(running: Door) -> None:

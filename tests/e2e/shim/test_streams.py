@@ -205,12 +205,39 @@ def test_the_output_of_a_terminal_is_complete_at_the_end(running: Door, tmp_path
 
 
 def test_a_stream_that_cannot_be_opened_fails_the_start_and_is_named(running: Door) -> None:
+    eventually(lambda: len(running.events.seen) == 2)  # the connection that brings them has come
     before = running.shim_fds()
     running.add_exec("c1", "e1", ["true"], stdout="/nowhere/fifo")
     with pytest.raises(Exception, match="open stdout /nowhere/fifo: No such file"):
         running.ask("Start", task.StartRequest("c1", "e1"))
     running.delete("c1", "e1")
     assert running.shim_fds() == before
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_plain_file_as_stdin_fails_create_and_exec_and_leaves_nothing(
+    door: Door, tmp_path: Path, terminal: bool
+) -> None:
+    (tmp_path / "in").write_text("text")
+    streams: dict[str, Any] = {"stdin": str(tmp_path / "in"), "terminal": terminal}
+    bundle = door.bundle("c1", ["sleep", "1000"])
+    bundle.config["process"]["terminal"] = terminal
+    bundle.write()
+    door.start("c1")
+    with pytest.raises(Exception, match="open stdin .*: not a fifo"):
+        door.create("c1", **streams)
+    assert (door.cgroups(), door.zombies()) == ([], [])
+    door.create("c1", terminal=terminal)
+    door.ask("Start", task.StartRequest("c1"))
+    eventually(lambda: len(door.events.seen) == 2)  # the connection that brings them has come
+    before = door.shim_fds()
+    door.add_exec("c1", "e1", ["true"], process={"terminal": terminal}, **streams)
+    with pytest.raises(Exception, match="open stdin .*: not a fifo"):
+        door.ask("Start", task.StartRequest("c1", "e1"))
+    assert len(door.ask("Pids", task.PidsRequest("c1")).processes) == 1
+    door.delete("c1", "e1")
+    assert door.shim_fds() == before
+    door.end("c1")
 
 
 def test_a_program_that_is_not_there_leaves_its_streams_ended(running: Door, client: Client) -> None:

@@ -6,6 +6,8 @@ The runtime is a stand-in that records what it is asked; processes are numbers w
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import pytest
 from runtime import state
 from runtime.container import Terms
 from runtime.errors import InvalidState, NotFound, StageError
+from runtime.linux.fds import OwnedFd
 from runtime.operations.apart import ApartRequest, read_config
 from runtime.spec.load import load_spec
 from runtime.waiting import Sleep
@@ -27,6 +30,7 @@ from shim.exits import Hold
 from shim.log import Log
 from shim.loop import Loop
 from shim.pod import Pod
+from shim.stdio import PipeIo
 from shim.task_service import TaskService
 from shim.tasks import Outcome, spawn
 from shim.ttrpc import status
@@ -91,6 +95,7 @@ class Runtime:
         self.ending: dict[str, int] = {}
         self.asked: list[str] = []
         self.next_pid = 100
+        self.pidfd: OwnedFd | None = None
 
     ApartRequest = ApartRequest
 
@@ -111,6 +116,7 @@ class Runtime:
         made = SimpleNamespace(
             id=request.id, bundle=request.bundle, terms=terms, pid=pid, cgroup=Cgroup(), console=None
         )
+        made.pidfd = self.pidfd
         made.status, made.marks, made.warnings = state.CREATED, (("clone", 1),), ()
 
         def require(operation: str, *allowed: str) -> None:
@@ -136,7 +142,7 @@ class Runtime:
         self.next_pid += 1
         if "exec" in self.ending:
             self.reaper.end(pid, self.ending["exec"])
-        return SimpleNamespace(pid=pid, pidfd=None, console=None, marks=(("clone", 1),), warnings=())
+        return SimpleNamespace(pid=pid, pidfd=self.pidfd, console=None, marks=(("clone", 1),), warnings=())
 
     def kill(self, made: SimpleNamespace, number: int, everyone: bool) -> None:
         self.asked.append(f"kill {number} {everyone}")
@@ -587,12 +593,92 @@ def test_a_start_is_traced_under_its_callers_span(shim: Shim) -> None:
     assert shim.spans == [("create", ""), ("start", "00-aa-bb-01"), ("exec", "")]
 
 
-def test_a_kill_waits_for_a_start_that_is_under_way(shim: Shim) -> None:
+def test_a_signal_waits_for_a_start_that_is_under_way(shim: Shim) -> None:
     shim.create()
     starting = shim.begin("Start", task.StartRequest("c1"))
-    shim.ask("Kill", task.KillRequest("c1", "", 9))
+    shim.ask("Kill", task.KillRequest("c1", "", 15))
     assert starting
-    assert shim.runtime.asked[-2:] == ["start", "kill 9 False"]
+    assert shim.runtime.asked[-2:] == ["start", "kill 15 False"]
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+def test_sigkill_waits_for_no_start(shim: Shim, everyone: bool) -> None:
+    shim.create()
+    starting = shim.begin("Start", task.StartRequest("c1"))
+    answers = shim.begin("Kill", task.KillRequest("c1", "", 9, everyone))
+    assert [type(answer) for answer in answers] == [types.Empty]
+    assert not starting
+    assert shim.runtime.asked[-1] == f"kill 9 {everyone}"
+
+
+def test_sigkill_for_an_exec_in_its_stages_is_refused_at_once(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    shim.add_exec()
+    starting = shim.begin("Start", task.StartRequest("c1", "e1"))
+    (failure,) = shim.begin("Kill", task.KillRequest("c1", "e1", 9))
+    assert isinstance(failure, RpcError)
+    assert failure.code == status.FAILED_PRECONDITION
+    assert not starting
+
+
+def test_a_container_that_is_killed_while_it_is_being_paused_is_not_left_frozen(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    pausing = shim.begin("Pause", task.PauseRequest("c1"))
+    shim.ask("Kill", task.KillRequest("c1", "", 9))
+    turn_until(shim.loop, lambda: pausing)
+    assert isinstance(pausing[0], RpcError)
+    assert shim.status() == types.STATUS_RUNNING
+    assert "paused" not in shim.told()
+
+
+@pytest.mark.parametrize("exec_id", ["", "e1"])
+def test_a_process_whose_streams_cannot_be_attached_is_killed_and_reaped(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch, exec_id: str
+) -> None:
+    if exec_id:
+        shim.create()
+        shim.start()
+        shim.add_exec()
+
+    def refuse(_io: PipeIo, _console: object) -> None:
+        raise PermissionError(1, "epoll_ctl")
+
+    monkeypatch.setattr(PipeIo, "attach", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        try:
+            shim.runtime.next_pid = victim.pid
+            shim.runtime.pidfd = OwnedFd(os.pidfd_open(victim.pid))
+            with pytest.raises(PermissionError):
+                _start_and_reap(shim, exec_id, victim)
+            assert victim.returncode == -9
+        finally:
+            victim.kill()
+    shim.runtime.pidfd.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    if exec_id:
+        assert shim.status(exec_id=exec_id) == types.STATUS_STOPPED
+        shim.delete(exec_id=exec_id)
+    else:
+        assert shim.runtime.asked == ["create", "delete"]
+        assert shim.told() == []
+        assert len(shim.pod) == 0
+
+
+def _start_and_reap(shim: Shim, exec_id: str, victim: subprocess.Popen[bytes]) -> None:
+    def reap() -> None:
+        if victim.poll() is None:
+            shim.loop.call_later(0.01, reap)
+        else:
+            shim.reaper.end(victim.pid, 9)
+
+    shim.loop.call_later(0.01, reap)
+    if exec_id:
+        shim.start(exec_id=exec_id)
+    else:
+        shim.create()
 
 
 def test_drive_is_bound_to_its_time(loop: Loop) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from runtime.errors import Unsupported
 from shim import stdio
+from shim.console import open_console
 from shim.loop import Loop
 from shim.stdio import PipeIo, StdioError, Streams, open_pipes
 from tests.unit.shim.loops import drive, settle, turn_until
@@ -65,6 +68,22 @@ class Child:
         for fd in (self.stdin, self.stdout, self.stderr):
             if fd >= 0:
                 os.close(fd)
+
+
+@contextlib.contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """What blocks in a system call fails instead of the whole run."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise AssertionError("it blocked")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def read_now(fd: int) -> bytes | None:
@@ -302,6 +321,33 @@ def test_a_file_uri_makes_the_file_and_its_directories(loop: Loop, tmp_path: Pat
     child.close()
     turn_until(loop, lambda: io.drained.done)
     assert (tmp_path / "deep/er/log").read_bytes() == b"text"
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_a_file_uri_that_names_a_fifo_is_refused_without_waiting(
+    loop: Loop, tmp_path: Path, reader: bool
+) -> None:
+    path = fifo(tmp_path, "out")
+    with contextlib.ExitStack() as stack:
+        if reader:
+            stack.callback(os.close, os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        stack.enter_context(interrupted_after(2))
+        with pytest.raises(StdioError, match=rf"open stdout {path}: "):
+            drive(loop, open_pipes(loop, Streams(stdout=f"file://{path}")))
+
+
+def test_a_file_uri_is_written_with_waiting(loop: Loop, tmp_path: Path) -> None:
+    client = drive(loop, stdio.open_output("stdout", f"file://{tmp_path}/log"))
+    assert os.get_blocking(client.fd.fileno())
+    client.fd.close()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_stdin_that_is_no_fifo_is_refused(loop: Loop, tmp_path: Path, terminal: bool) -> None:
+    path = tmp_path / "in"
+    path.write_bytes(b"text")
+    with pytest.raises(StdioError, match=rf"open stdin {path}: not a fifo"):
+        drive(loop, (open_console if terminal else open_pipes)(loop, Streams(stdin=str(path))))
 
 
 def test_a_fifo_uri_is_a_path(loop: Loop, tmp_path: Path) -> None:
