@@ -12,7 +12,6 @@ from contextlib import ExitStack
 
 import pytest
 
-from runtime.linux.process import reset_hidden_signals
 from tests.harness import containerd, handlers, leaks, venv
 from tests.harness.containerd import Containerd
 from tests.harness.crictl import Crictl
@@ -30,12 +29,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_signal_is_ignored() -> None:
-    """GNU make leaves glibc's own two signals ignored, and the reference runtime would hand that on to containers."""
-    reset_hidden_signals()
 
 
 @pytest.fixture(scope="session")
