@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from runtime.cgroups import Cgroup, Layout
     from runtime.limits import MemoryPlan
     from runtime.seccomp import Filter
-    from runtime.spec.model import Capabilities, ExecCpuAffinity, Process, Spec
+    from runtime.spec.model import Capabilities, ExecCpuAffinity, Hooks, Process, Spec
     from runtime.stages.plan import Stdio
     from runtime.stages.stage0_parent import Launched
     from runtime.trace import Marks
@@ -45,6 +45,18 @@ def open_host(root: str, seccomp_cache: str, layout: Layout, degrade: bool = Fal
     return Host(root, layout, seccomp_cache, procfs, degrade)
 
 
+class CreateOptions(Record):
+    """What a command line may ask for. `gate`: init waits for another process to start it, not for its maker.
+
+    `preserved_fds`: how many descriptors from 3 on the program is to have.
+    """
+
+    gate: bool = False
+    no_pivot: bool = False
+    keyring: bool = True
+    preserved_fds: int = 0
+
+
 class CreateRequest(Record):
     """What a container is made of. `bundle` is absolute; `shape` forces the stages' shape (tests), "" chooses."""
 
@@ -54,6 +66,21 @@ class CreateRequest(Record):
     stdio: Stdio
     shape: str = ""
     sibling: bool = False
+    options: CreateOptions = CreateOptions()
+
+
+class ExecOptions(Record):
+    """What a command line may ask for an exec. `cgroup`: sub-cgroups below the container's, by controllers ("" for all).
+
+    `strict`: join the container's cgroup or fail; else the one that init is in serves where it can't be joined.
+    `ignore_paused`: wait in the frozen cgroup instead of refusing.
+    """
+
+    cgroup: tuple[tuple[str, str], ...] = ()
+    strict: bool = False
+    ignore_paused: bool = False
+    keyring: bool = True
+    preserved_fds: int = 0
 
 
 class ExecRequest(Record):
@@ -62,20 +89,25 @@ class ExecRequest(Record):
     process: Process
     stdio: Stdio
     shape: str = ""
+    options: ExecOptions = ExecOptions()
 
 
 class Terms(Record):
-    """What every tenant of a container takes over from it; all that is kept of its config.
+    """What tenants of a container take over from it, and what its end will ask for: all that is kept of its config.
 
     `namespaces` are those the container does not share with its runtime, as CLONE_NEW* flags. `affinity`
     and `transition` are the container's own execCPUAffinity and the value of the annotation for isolated
     CPUs. `cpuset` is the list the container was
     configured with. `init_is_first`: init is the first of its PID namespace, so that the kernel ends all others
-    with it.
+    with it. `hooks` are those still to be run: startContainer's (its being there), poststart and poststop.
+    `listener` is the path and the metadata for the seccomp listener. `rdt` is the resctrl group that init is in,
+    and whether it is ours to remove.
     """
 
     namespaces: int
     init_is_first: bool
+    oci_version: str = ""
+    annotations: dict[str, str] | None = None
     filter: Filter | None = None
     personality: int | None = None
     memory_policy: MemoryPlan | None = None
@@ -84,6 +116,9 @@ class Terms(Record):
     cpuset: str | None = None
     affinity: ExecCpuAffinity | None = None
     transition: str | None = None
+    hooks: Hooks | None = None
+    listener: tuple[str, str] | None = None
+    rdt: tuple[str, bool] | None = None
 
 
 class Container:
@@ -96,7 +131,6 @@ class Container:
         "created",
         "host",
         "id",
-        "listener",
         "marks",
         "pid",
         "pidfd",
@@ -117,7 +151,6 @@ class Container:
         self.pidfd: OwnedFd = launched.pidfd
         self.start_gate: Launched | None = launched
         self.console: OwnedFd | None = launched.console
-        self.listener: OwnedFd | None = launched.listener
         self.cgroup = cgroup
         self.terms = terms
         self.status = state.CREATING
@@ -142,13 +175,25 @@ class Container:
             self.start_gate.channel.close()
             self.start_gate = None
 
+    def directory(self) -> str:
+        """Where its state is."""
+        return f"{self.host.root}/{self.id}"
+
+    def leave(self) -> None:
+        """Close what we hold of it, and let it live."""
+        if self.start_gate is not None:
+            self.start_gate.channel.close()
+            self.start_gate = None
+        self.pidfd.close()
+        if self.console is not None:
+            self.console.close()
+
     def close(self) -> None:
         """Close what is still open."""
         self.ended()
         self.pidfd.close()
-        for fd in (self.console, self.listener):
-            if fd is not None:
-                fd.close()
+        if self.console is not None:
+            self.console.close()
 
 
 class Tenant:

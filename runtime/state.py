@@ -38,10 +38,15 @@ _ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 _MAX_ID = 255
 _MAX_STATE = 1024 * 1024
 STATE_FILE = "state.json"
+GATE = "start.sock"
 
 
 class State(Record):
-    """The content of state.json. `start_time` is init's, in clock ticks after boot; `created` RFC 3339 UTC."""
+    """The content of state.json. `start_time` is init's, in clock ticks after boot; `created` RFC 3339 UTC.
+
+    A `pid` of 0 says that create has not come far enough to have one. `owner` is the uid of who made it.
+    `terms` is for those who exec in it or delete it (`runtime.terms`).
+    """
 
     id: str
     bundle: str
@@ -55,6 +60,8 @@ class State(Record):
     annotations: dict[str, str]
     oci_version: str
     stdio: tuple[str, ...] = ()
+    terms: dict[str, Any] | None = None
+    owner: int = 0
     version: int = 1
 
 
@@ -171,6 +178,24 @@ def _from_json(value: Any) -> State:
         if type(text) is not str:
             raise ValueError(f"{text!r} is not a text")
     return state
+
+
+def shown(
+    oci_version: str,
+    container_id: str,
+    status: str,
+    pid: int,
+    bundle: str,
+    annotations: dict[str, str] | None,
+) -> dict[str, Any]:
+    """A container's state as runtime.md, "State" has it, for hooks and for whoever asks."""
+    told: dict[str, Any] = {"ociVersion": oci_version, "id": container_id, "status": status}
+    if status != STOPPED:
+        told["pid"] = pid
+    told["bundle"] = bundle
+    if annotations:
+        told["annotations"] = annotations
+    return told
 
 
 def is_alive(pid: int, start_time: int) -> bool:

@@ -1,4 +1,4 @@
-"""The verbs: create, start, exec, kill, pause, resume, update, delete.
+"""The verbs: create, load, start, exec, kill, pause, resume, update, delete.
 
 Each takes typed requests, decides and refuses first, then acts with every acquisition undone on failure.
 What must wait is a generator (`runtime.waiting`); the rest are plain functions that never block.
@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from runtime.operations.apart import ApartRequest, create_apart
 from runtime.operations.create import create
-from runtime.operations.delete import delete
+from runtime.operations.delete import delete, delete_by_force
 from runtime.operations.exec import exec_
 from runtime.operations.kill import kill
+from runtime.operations.load import container_ids, load, lock, oci_state
 from runtime.operations.start import start
 from runtime.operations.update import pause, resume, update
 
 __all__ = [
     "ApartRequest",
+    "container_ids",
     "create",
     "create_apart",
     "delete",
+    "delete_by_force",
     "exec_",
     "kill",
+    "load",
+    "lock",
+    "oci_state",
     "pause",
     "resume",
     "start",

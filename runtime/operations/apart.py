@@ -19,20 +19,17 @@ from __future__ import annotations
 import _signal
 import os
 
-from runtime import state
+from runtime import state, terms
 from runtime.cgroups import open_cgroup
-from runtime.container import Container, CreateRequest, Terms
+from runtime.container import Container, CreateRequest
 from runtime.errors import ConfigError, ManorError, StageError
-from runtime.limits import MemoryPlan
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.operations.create import create
 from runtime.operations.delete import remove_cgroup
 from runtime.operations.process_plan import complete
-from runtime.record import Record, as_dict
-from runtime.seccomp import Filter
+from runtime.record import Record
 from runtime.spec.json import dump, parse
 from runtime.spec.load import load_spec
-from runtime.spec.model import Capabilities, ExecCpuAffinity
 from runtime.stages.channel import Channel, ChannelClosed, channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.messages import Created
@@ -162,7 +159,6 @@ def _be_creator(step: Step, host: Host, request: ApartRequest, stdio: Stdio, mai
         "gate": gate.channel.fileno(),
         "pid": container.pidfd.fileno(),
         "console": None if container.console is None else container.console.fileno(),
-        "seccomp": None if container.listener is None else container.listener.fileno(),
     }
     given = {name: fd for name, fd in named.items() if fd is not None}
     with OwnedFd(os.memfd_create("created", os.MFD_CLOEXEC)) as description:
@@ -204,24 +200,13 @@ def read_config(bundle: str) -> bytes:
 
 def _describe(container: Container) -> dict[str, Any]:
     """What the caller cannot know yet, as JSON can hold it."""
-    terms = container.terms
-    compiled, memory, affinity = terms.filter, terms.memory_policy, terms.affinity
     return {
         "start_time": container.start_time,
         "created": container.created,
         "cgroup": container.cgroup.path,
         "warnings": container.warnings,
         "marks": container.marks,
-        "namespaces": terms.namespaces,
-        "init_is_first": terms.init_is_first,
-        "filter": None if compiled is None else [compiled.program.hex(), compiled.flags, compiled.notify],
-        "personality": terms.personality,
-        "memory_policy": None if memory is None else [memory.mode, memory.nodes.hex()],
-        "umask": terms.umask,
-        "capabilities": None if terms.capabilities is None else as_dict(terms.capabilities),
-        "cpuset": terms.cpuset,
-        "affinity": None if affinity is None else [affinity.initial, affinity.final],
-        "transition": terms.transition,
+        "terms": terms.to_json(container.terms),
     }
 
 
@@ -234,33 +219,12 @@ def _adopt(host: Host, request: ApartRequest, message: Created, fds: list[OwnedF
     with named.pop("description") as description:
         said = parse(os.pread(description.fileno(), _MAX_CONFIG, 0))
     launched = Launched(message.pid, named.pop("pid"), Channel(named.pop("gate"), "2:INIT"))
-    launched.console, launched.listener = named.pop("console", None), named.pop("seccomp", None)
+    launched.console = named.pop("console", None)
     close_all(named.values())
     launched.warnings = tuple(said["warnings"])
     cgroup = open_cgroup(host.layout, said["cgroup"], request.id)
-    container = Container(host, request.id, request.bundle, launched, cgroup, _terms(said))
+    container = Container(host, request.id, request.bundle, launched, cgroup, terms.from_json(said["terms"]))
     container.start_time, container.created = said["start_time"], said["created"]
     container.marks = tuple((step, when) for step, when in said["marks"])
     container.become(state.CREATED)
     return container
-
-
-def _terms(said: dict[str, Any]) -> Terms:
-    compiled, memory, affinity = said["filter"], said["memory_policy"], said["affinity"]
-    capabilities = said["capabilities"]
-    return Terms(
-        namespaces=said["namespaces"],
-        init_is_first=said["init_is_first"],
-        filter=None if compiled is None else Filter(bytes.fromhex(compiled[0]), compiled[1], compiled[2]),
-        personality=said["personality"],
-        memory_policy=None if memory is None else MemoryPlan(memory[0], bytes.fromhex(memory[1])),
-        umask=said["umask"],
-        capabilities=None if capabilities is None else Capabilities(**_tuples(capabilities)),
-        cpuset=said["cpuset"],
-        affinity=None if affinity is None else ExecCpuAffinity(*affinity),
-        transition=said["transition"],
-    )
-
-
-def _tuples(lists: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(values) for name, values in lists.items()}

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import state
+from runtime import state, terms
 from runtime.cgroups import create_cgroup
 from runtime.container import Container
 from runtime.errors import InvalidState, ManorError, StageError
 from runtime.linux import constants as c
-from runtime.linux.fds import close_all
+from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import start_time
 from runtime.namespaces import open_joins, plan_namespaces
+from runtime.operations.attend import attend_to, container_hooks, notify, write_maps
 from runtime.operations.delete import remove_cgroup
+from runtime.operations.gate import make_gate
+from runtime.operations.load import lock
 from runtime.operations.process_plan import (
     complete,
     plan_limits,
@@ -23,20 +26,21 @@ from runtime.operations.process_plan import (
     refuse_unsupported,
     set_limits,
 )
+from runtime.record import replace
 from runtime.rootfs import plan_rootfs
+from runtime.stages.direct import landlord_fds
 from runtime.stages.plan import LandlordPlan
 from runtime.stages.stage0_parent import HostSide, bury, choose_shape, launch_landlord
 from runtime.sysctls import plan_sysctls
 from runtime.trace import Timeline
 from runtime.undo import Undo
-from runtime.user_mapping import plan_mapping, write_mapping
+from runtime.user_mapping import plan_mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cgroups import Cgroup
-    from runtime.container import CreateRequest, Host
+    from runtime.container import CreateRequest, Host, Terms
     from runtime.namespaces import NamespacePlan
-    from runtime.spec.model import Spec
     from runtime.stages.plan import ProcessPlan
     from runtime.stages.stage0_parent import Launched
     from runtime.waiting import Operation
@@ -52,47 +56,68 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
     timeline = timeline or Timeline()
     refuse_unsupported(spec)
     namespaces = plan_namespaces(spec.linux.namespaces)
+    lent: list[OwnedFd] = []  # what init needs and nobody afterwards
     with Undo() as undo:
+        undo.push(close_all, lent)
         stdio, null = complete(request.stdio)
-        if null is not None:
-            undo.push(null.close)
+        lent += [null] if null is not None else []
         directory = state.make_directory(host.root, request.id, bool(namespaces.kinds & c.CLONE_NEWUSER))
         undo.push(state.remove_directory, host.root, request.id)
-        terms = plan_terms(host, spec, namespaces)
-        plan = _plan_landlord(host, request, namespaces, plan_process(spec.process, terms, stdio))
-        undo.push(close_all, [fd for _join, fd in plan.joins])
+        said = plan_terms(host, spec, namespaces)
+        process = plan_process(spec.process, said, stdio, request.options.preserved_fds)
+        gate = None
+        if request.options.gate:
+            lent.append(
+                (yield from lock(host, request.id))
+            )  # whoever asks meanwhile sees it as being created
+            gate = make_gate(directory)
+            lent.append(gate)
+            # With no cgroup yet: should we be killed from here on, it says what to clean up by.
+            state.save(directory, announce(request, said))
+        plan = _plan_landlord(host, request, namespaces, process, gate)
+        lent += landlord_fds(plan)
         timeline.mark("plan")
         cgroup = create_cgroup(host.layout, spec.linux.cgroups_path or "", spec.linux.resources, request.id)
         undo.push(cgroup.try_delete)
         timeline.mark("make cgroup")
-        kills_before = cgroup.oom_kill_count()
-        launched: Launched | None = None
-        try:
-            launched = yield from _launch(host, request, plan, cgroup, timeline)
-            launched.warnings += plan.process.credentials.warnings
-            container = Container(host, request.id, request.bundle, launched, cgroup, terms)
-            undo.push(container.close)
-            container.start_time, container.created = _started(launched.pid, request.id), _now()
-            # Stored before init is let go: a kill in between leaves something to clean up by.
-            state.save(directory, describe(container, spec))
-        except Exception as error:
-            told = _with_oom(error, cgroup, kills_before)
-            if launched is not None:
-                yield from bury(launched.pid, launched.pidfd)
-            yield from remove_cgroup(cgroup)
-            raise told from error
-        container.become(state.CREATED)
-        timeline.mark("save state")
+        container = yield from _bring_up(host, request, plan, said, cgroup, timeline)
         container.marks = timeline.marks()
-        close_all(fd for _join, fd in plan.joins)
-        if null is not None:
-            null.close()
         undo.keep()
+    close_all(lent)
+    return container
+
+
+def _bring_up(
+    host: Host, request: CreateRequest, plan: LandlordPlan, said: Terms, cgroup: Cgroup, timeline: Timeline
+) -> Operation[Container]:
+    """Init at its start gate and the state written; or neither, and the cgroup gone too."""
+    kills_before = cgroup.oom_kill_count()
+    launched: Launched | None = None
+    try:
+        launched = yield from _launch(host, request, plan, said, cgroup, timeline)
+        launched.warnings += plan.process.credentials.warnings
+        container = Container(host, request.id, request.bundle, launched, cgroup, said)
+        container.start_time, container.created = _started(launched.pid, request.id), _now()
+        # Stored before init is let go: a kill in between leaves something to clean up by.
+        state.save(f"{host.root}/{request.id}", describe(container, request))
+        timeline.mark("save state")
+    except Exception as error:
+        told = _with_oom(error, cgroup, kills_before)
+        if launched is not None:
+            yield from bury(launched.pid, launched.pidfd)
+            launched.close()
+        yield from remove_cgroup(cgroup)
+        raise told from error
+    container.become(state.CREATED)
     return container
 
 
 def _plan_landlord(
-    host: Host, request: CreateRequest, namespaces: NamespacePlan, process: ProcessPlan
+    host: Host,
+    request: CreateRequest,
+    namespaces: NamespacePlan,
+    process: ProcessPlan,
+    gate: OwnedFd | None,
 ) -> LandlordPlan:
     spec = request.spec
     linux = spec.linux
@@ -102,28 +127,36 @@ def _plan_landlord(
         mapping=plan_mapping(linux.uid_mappings, linux.gid_mappings)
         if namespaces.new & c.CLONE_NEWUSER
         else None,
-        rootfs=plan_rootfs(spec, request.bundle, host.layout.view()),
+        rootfs=plan_rootfs(spec, request.bundle, host.layout.view(), request.options.no_pivot),
         hostname=spec.hostname,
         domainname=spec.domainname,
         sysctls=plan_sysctls(spec),
-        host_hooks=False,
+        asks_host=attend_to(request) is not None,
+        create_container_hooks=container_hooks(request, "createContainer", state.CREATING),
+        start_container_hooks=container_hooks(request, "startContainer", state.CREATED),
         time_offsets=plan_time_offsets(spec),
         process=process,
+        gate=gate,
+        keyring=request.options.keyring,
         sibling=request.sibling,
         joins=open_joins(namespaces),  # last: what comes before may refuse, and has nothing to close
     )
 
 
 def _launch(
-    host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup, timeline: Timeline
+    host: Host, request: CreateRequest, plan: LandlordPlan, said: Terms, cgroup: Cgroup, timeline: Timeline
 ) -> Operation[Launched]:
     mapping = plan.mapping
     limits = plan_limits(request.spec.process)
     side = HostSide(
         timeline,
         set_limits=lambda pid: set_limits(host, limits, pid),
-        write_mapping=None if mapping is None else lambda pid: write_mapping(pid, mapping),
+        write_mapping=None if mapping is None else lambda pid: write_maps(pid, mapping),
+        attend=attend_to(request),
+        notify=notify(said, request.id, request.bundle, state.CREATING),
     )
+    if request.spec.hooks is not None:
+        side.patience_s = None
     join = cgroup.open_join()
     try:
         shape = request.shape or choose_shape(plan.namespaces)
@@ -154,18 +187,33 @@ def _with_oom(error: Exception, cgroup: Cgroup, kills_before: int) -> Exception:
     return StageError("", "", "", f"{error}: {hint}", kind=error.kind)
 
 
-def describe(container: Container, spec: Spec) -> state.State:
-    """What state.json says of `container`, which was made from `spec`."""
+def announce(request: CreateRequest, said: Terms) -> state.State:
+    """What state.json says before there is a process: what to clean up by, should we be killed on the way."""
+    spec = request.spec
     return state.State(
-        id=container.id,
-        bundle=container.bundle,
+        id=request.id,
+        bundle=request.bundle,
+        pid=0,
+        start_time=0,
+        created=_now(),
+        cgroups_path=spec.linux.cgroups_path or "",
+        cgroup_directories=(),
+        namespaces=said.namespaces,
+        rootfs=os.path.join(request.bundle, spec.root.path),
+        annotations=dict(spec.annotations or {}),
+        oci_version=spec.oci_version,
+        terms=terms.to_json(said),
+        owner=os.geteuid(),
+    )
+
+
+def describe(container: Container, request: CreateRequest) -> state.State:
+    """What state.json says of `container`, which was made for `request`."""
+    return replace(
+        announce(request, container.terms),
         pid=container.pid,
         start_time=container.start_time,
         created=container.created,
         cgroups_path=container.cgroup.path,
         cgroup_directories=tuple(container.cgroup.paths.items()),
-        namespaces=container.terms.namespaces,
-        rootfs=os.path.join(container.bundle, spec.root.path),
-        annotations=dict(spec.annotations or {}),
-        oci_version=spec.oci_version,
     )

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import _signal
+import os
 
 from runtime import state
-from runtime.errors import CgroupError
-from runtime.waiting import Sleep
+from runtime.errors import CgroupError, InvalidState, NotFound
+from runtime.operations.attend import run_poststop
+from runtime.operations.kill import kill
+from runtime.operations.load import load
+from runtime.waiting import Readable, Sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cgroups import Cgroup
-    from runtime.container import Container
+    from runtime.container import Container, Host
     from runtime.waiting import Operation
 
+_END_TIMEOUT_S = 10.0
 # A killed process leaves its cgroup a little after its exit is seen. Together these are 3.2 s.
 _RETRIES_S = (0.0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
@@ -25,9 +30,44 @@ def delete(container: Container) -> Operation[None]:
     stopped or never started; CgroupError naming who holds a cgroup that will not go.
     """
     container.require("delete", state.STOPPED, state.CREATED)
+    if container.status == state.CREATED:
+        _end(container)  # its gate may be open to others than us
     container.close()
     yield from remove_cgroup(container.cgroup)
+    if container.terms.hooks is not None:
+        container.warnings += yield from run_poststop(container)
     state.remove_directory(container.host.root, container.id)
+
+
+def delete_by_force(host: Host, container_id: str) -> Operation[tuple[str, ...]]:
+    """Remove a container whatever state it is in, a damaged one too; warnings. NotFound if there is nothing at all.
+
+    CgroupError when its cgroup stays busy: then its state is kept, for another try.
+    """
+    if not os.path.isdir(f"{host.root}/{state.check_id(container_id)}"):
+        raise NotFound(f"container {container_id} does not exist")
+    try:
+        container = load(host, container_id)
+    except (InvalidState, NotFound) as error:
+        # Half made, or not readable: what is left of it is its directory. What cgroup it had nobody knows.
+        state.remove_directory(host.root, container_id)
+        return (str(error),)
+    _end(container)
+    try:
+        yield Readable(container.pidfd.fileno(), _END_TIMEOUT_S) if not container.pidfd.closed else Sleep(0)
+    except TimeoutError:
+        pass  # stuck in the kernel: whether its cgroup goes will tell
+    container.ended()
+    yield from delete(container)
+    return container.warnings
+
+
+def _end(container: Container) -> None:
+    """SIGKILL for init; it may have ended."""
+    try:
+        kill(container, _signal.SIGKILL)
+    except NotFound:
+        pass
 
 
 def remove_cgroup(cgroup: Cgroup) -> Operation[None]:

@@ -8,6 +8,7 @@ from runtime.cgroups import landlord_directory
 from runtime.container import Tenant
 from runtime.errors import ManorError, StageError
 from runtime.linux.process import start_time
+from runtime.operations.attend import notify
 from runtime.operations.process_plan import complete, plan_limits, plan_process, set_limits
 from runtime.stages.plan import TenantPlan
 from runtime.stages.stage0_parent import HostSide, choose_tenant_shape, launch_tenant
@@ -29,7 +30,11 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
     InvalidState in a container that is not running (a paused one would freeze the tenant in the middle of
     its stages); ConfigError or InvalidArgument for what the request may not ask; StageError for the rest.
     """
-    container.require("exec in", state.RUNNING)
+    options = request.options
+    if options.ignore_paused:
+        container.require("exec in", state.RUNNING, state.PAUSED)
+    else:
+        container.require("exec in", state.RUNNING)
     timeline = Timeline()
     affinity = plan_affinity(container, request.process)
     stdio, null = complete(request.stdio)
@@ -40,7 +45,8 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
             landlord_pidfd=container.pidfd.fileno(),
             kinds=container.terms.namespaces,
             affinity=affinity,
-            process=plan_process(request.process, container.terms, stdio),
+            process=plan_process(request.process, container.terms, stdio, options.preserved_fds),
+            keyring=options.keyring,
         )
         timeline.mark("plan")
         launched = yield from _launch(container, request, plan, timeline)
@@ -61,11 +67,22 @@ def _launch(
     cgroup = container.cgroup
     kills_before = cgroup.oom_kill_count()
     host, limits = container.host, plan_limits(request.process)
-    side = HostSide(timeline, set_limits=lambda pid: set_limits(host, limits, pid))
+    said = container.terms
+    side = HostSide(
+        timeline,
+        set_limits=lambda pid: set_limits(host, limits, pid),
+        notify=notify(said, container.id, container.bundle, state.RUNNING),
+    )
+    if request.options.ignore_paused:
+        side.patience_s = None  # until somebody resumes the container
     join = cgroup.open_join(container.pid)
     try:
         launched = yield from launch_tenant(
-            plan, join, request.shape or choose_tenant_shape(plan.kinds), side, lambda: _landlord(container)
+            plan,
+            join,
+            request.shape or choose_tenant_shape(plan.kinds),
+            side,
+            None if request.options.strict else lambda: _landlord(container),
         )
     except ManorError as error:
         if cgroup.oom_kill_count() > kills_before:

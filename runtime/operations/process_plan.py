@@ -12,8 +12,8 @@ from runtime.errors import Unsupported
 from runtime.labels import require_available
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
+from runtime.operations.attend import hooks_to_keep
 from runtime.record import Record, replace
-from runtime.spec.model import Hooks
 from runtime.stages.plan import ProcessPlan, Stdio
 
 TYPE_CHECKING = False
@@ -27,9 +27,16 @@ if TYPE_CHECKING:
 def plan_terms(host: Host, spec: Spec, namespaces: NamespacePlan) -> Terms:
     """What init and every tenant have in common; the seccomp filter is compiled here, once."""
     linux = spec.linux
+    profile = linux.seccomp
     return Terms(
         namespaces=namespaces.kinds,
         init_is_first=bool(namespaces.new & c.CLONE_NEWPID),
+        oci_version=spec.oci_version,
+        annotations=spec.annotations,
+        hooks=hooks_to_keep(spec),
+        listener=None
+        if profile is None or not profile.listener_path
+        else (profile.listener_path, profile.listener_metadata or ""),
         filter=None if linux.seccomp is None else seccomp.cached(linux.seccomp, host.seccomp_cache),
         personality=None if linux.personality is None else limits.plan_personality(linux.personality)[0],
         memory_policy=None if linux.memory_policy is None else limits.plan_memory_policy(linux.memory_policy),
@@ -41,7 +48,7 @@ def plan_terms(host: Host, spec: Spec, namespaces: NamespacePlan) -> Terms:
     )
 
 
-def plan_process(process: Process, terms: Terms, stdio: Stdio) -> ProcessPlan:
+def plan_process(process: Process, terms: Terms, stdio: Stdio, preserved_fds: int = 0) -> ProcessPlan:
     """Decide. ConfigError or Unsupported for what the process may not ask for.
 
     An exec that names no capabilities has its container's: with none at all it would keep those of the shim.
@@ -63,13 +70,13 @@ def plan_process(process: Process, terms: Terms, stdio: Stdio) -> ProcessPlan:
         stdio=stdio,
         personality=terms.personality,
         memory_policy=terms.memory_policy,
+        preserved_fds=preserved_fds,
     )
 
 
 def refuse_unsupported(spec: Spec) -> None:
     """Unsupported for what a config may ask and we do not do: never run a container with less than it asked for."""
     asked = {
-        "hooks": spec.hooks is not None and spec.hooks != Hooks(),
         "linux.netDevices": bool(spec.linux.net_devices),
         "linux.intelRdt": spec.linux.intel_rdt is not None,
         "linux.seccomp: SCMP_ACT_NOTIFY": spec.linux.seccomp is not None

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import _signal
+
 from runtime import state
-from runtime.errors import StageError
-from runtime.stages.stage0_parent import start_landlord
+from runtime.errors import ManorError
+from runtime.operations.attend import run_poststart
+from runtime.operations.gate import knock
+from runtime.operations.kill import kill
+from runtime.stages.stage0_parent import STAGE_TIMEOUT_S, Launched, start_landlord
 from runtime.trace import Timeline
 
 TYPE_CHECKING = False
@@ -18,14 +23,30 @@ def start(container: Container) -> Operation[None]:
     container.require("start", state.CREATED)
     launched = container.start_gate
     if launched is None:
-        raise StageError("main", "start", f"container {container.id}", "its start gate is closed")
+        # Made by another process: we come to the gate from outside.
+        launched = Launched(container.pid, container.pidfd, knock(container.directory(), container.id))
     timeline = Timeline()
     timeline.mark("ask to start")
     container.become(state.RUNNING)
     container.start_gate = None
+    kept = container.terms.hooks
+    patience_s = None if kept is not None and kept.start_container else STAGE_TIMEOUT_S
     try:
-        yield from start_landlord(launched)
+        yield from start_landlord(launched, patience_s)
     finally:
         launched.channel.close()
     timeline.mark("execute")
+    if kept is not None and kept.poststart:
+        yield from _run_poststart(container)
+        timeline.mark("run poststart hooks")
     container.marks += timeline.marks()
+
+
+def _run_poststart(container: Container) -> Operation[None]:
+    try:
+        yield from run_poststart(container)
+    except ManorError:
+        kill(
+            container, _signal.SIGKILL
+        )  # runtime.md, "Lifecycle": the container is stopped, and the error told
+        raise

@@ -50,6 +50,11 @@ class Channel:
         """True once this end was closed."""
         return self._fd.closed
 
+    def continue_with(self, fd: OwnedFd) -> None:
+        """Close this end and go on with `fd`: what is said from now on, a failure too, goes there."""
+        self._fd.close()
+        self._fd = fd
+
     def send(self, message: Record, fds: Iterable[int] = ()) -> None:
         """Send one message. BrokenPipeError when the peer is gone."""
         send_with_fds(self._fd.fileno(), encode(message), fds)

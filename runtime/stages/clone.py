@@ -11,8 +11,10 @@ import errno
 import gc
 import os
 
+from runtime import trace
 from runtime.linux import constants as c
 from runtime.linux import process
+from runtime.stages.channel import channel_pair
 from runtime.trace import Timeline
 
 TYPE_CHECKING = False
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 INTER = "1:INTER"
 INIT = "2:INIT"
+HOOK = "HOOK"
 
 _ALL_SIGNALS = tuple(number for number in range(1, _signal.NSIG) if number not in (32, 33))  # glibc keeps two
 _RESETTABLE = tuple(number for number in _ALL_SIGNALS if number not in (_signal.SIGKILL, _signal.SIGSTOP))
@@ -32,20 +35,23 @@ _RESETTABLE = tuple(number for number in _ALL_SIGNALS if number not in (_signal.
 class Step:
     """What a child is about to do, so that its failure can be reported with operation and object."""
 
-    __slots__ = ("operation", "subject", "timeline")
+    __slots__ = ("operation", "stage", "subject", "timeline")
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
         self.operation, self.subject = "begin", ""
         self.timeline = Timeline()
 
     def begin(self, operation: str, subject: str = "") -> None:
         """The step before is done: note when, and what comes now."""
-        self.timeline.mark(self.operation)
+        self.timeline.note(self.operation)
         self.operation, self.subject = operation, subject
+        if trace.planted is not None:
+            trace.planted(self.stage, operation)
 
     def done(self) -> None:
         """The last step is done."""
-        self.timeline.mark(self.operation)
+        self.timeline.note(self.operation)
 
 
 def clone_stage(
@@ -90,7 +96,7 @@ def _clone(flags: int, exit_signal: int, cgroup_fd: int) -> tuple[int, int]:
 
 
 def _be_stage(name: str, run: Callable[[Step], None], report: Channel, keep: tuple[int, ...]) -> NoReturn:
-    step = Step()
+    step = Step(name)
     status = 255
     try:
         gc.disable()  # a collection would write to every page that is still shared with the parent
@@ -108,6 +114,16 @@ def _be_stage(name: str, run: Callable[[Step], None], report: Channel, keep: tup
     except BaseException as failure:
         report.send_failure(name, (step.operation, step.subject), failure)
     os._exit(status)
+
+
+def spawn_hook(become: Callable[[], None], fds: tuple[int, ...]) -> tuple[int, int]:
+    """Clone a child that is to become a hook's program, with nothing open but `fds`; (pid, pidfd). OSError."""
+    near, far = channel_pair("main", HOOK)
+    try:
+        return clone_stage(HOOK, lambda _step: become(), far, fds)
+    finally:
+        near.close()  # a hook that cannot be run says so in its output
+        far.close()
 
 
 def unblock_signals() -> None:

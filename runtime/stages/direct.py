@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from runtime.cgroups import Join as CgroupJoin
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
-    from runtime.stages.plan import LandlordPlan, Stdio, TenantPlan
+    from runtime.stages.plan import LandlordPlan, ProcessPlan, TenantPlan
 
 
 class Channels:
@@ -63,7 +63,7 @@ def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | N
         enter_by_path(step, plan.joins)
         become_init(step, plan, far)
 
-    keep = kept(plan.process.stdio, entry, *(fd for _join, fd in plan.joins))
+    keep = kept(plan.process, entry, *landlord_fds(plan))
     flags = plan.namespaces.new & ~LATE_KINDS
     pid_join = [fd.fileno() for join, fd in plan.joins if join.kind == c.CLONE_NEWPID]
     return _clone(run, near, far, keep, flags, born_in, pid_join[0] if pid_join else -1, plan.sibling)
@@ -82,7 +82,7 @@ def launch_tenant(
         enter_landlords_namespaces(step, plan)
         become_tenant(step, plan, far)
 
-    keep = (*kept(plan.process.stdio, entry), plan.landlord_pidfd)
+    keep = (*kept(plan.process, entry), plan.landlord_pidfd)
     pid_fd = plan.landlord_pidfd if plan.kinds & c.CLONE_NEWPID else -1
     return born_on(plan.affinity.before_join, lambda: _clone(run, near, far, keep, 0, born_in, pid_fd))
 
@@ -99,11 +99,19 @@ def born_on(cpus: tuple[int, ...] | None, clone: Callable[[], Channels]) -> Chan
         restore_affinity(ours)
 
 
-def kept(stdio: Stdio, entry: CgroupEntry, *others: OwnedFd) -> tuple[int, ...]:
-    """The descriptors a stage 2 needs."""
-    wanted = [*entry.v1_tasks, *others]
-    wanted += [fd for fd in (entry.v2, entry.landlord) if fd is not None]
-    return (stdio.stdin, stdio.stdout, stdio.stderr, *(fd.fileno() for fd in wanted))
+def kept(process: ProcessPlan, entry: CgroupEntry | None, *others: OwnedFd) -> tuple[int, ...]:
+    """The descriptors that a stage needs; `entry` where it is the one that joins the cgroup."""
+    stdio, wanted = process.stdio, [*others]
+    if entry is not None:
+        wanted += [*entry.v1_tasks, *(fd for fd in (entry.v2, entry.landlord) if fd is not None)]
+    preserved = range(3, 3 + process.preserved_fds)
+    return (stdio.stdin, stdio.stdout, stdio.stderr, *preserved, *(fd.fileno() for fd in wanted))
+
+
+def landlord_fds(plan: LandlordPlan) -> list[OwnedFd]:
+    """What init uses that its plan names."""
+    fds = [fd for _join, fd in plan.joins]
+    return fds if plan.gate is None else [*fds, plan.gate]
 
 
 def _clone(

@@ -35,18 +35,24 @@ class LimitsSet(Record):
     """Main → 2:INIT: rlimits and oom_score_adj are set on your pid."""
 
 
-class HooksRequest(Record):
-    """2:INIT → main: the mounts stand, the root is still the host's: run prestart and createRuntime."""
+class HostRequest(Record):
+    """2:INIT → main: the mounts stand, the root is the host's: move devices in, run prestart and createRuntime."""
 
 
-class HooksDone(Record):
-    """Main → 2:INIT: those hooks succeeded."""
+class HostDone(Record):
+    """Main → 2:INIT: all that has succeeded; `net_devices` are those that are now yours to set up."""
+
+    net_devices: str
+
+
+class Listener(Record):
+    """2:INIT → main: the filter is loaded; its notification descriptor comes along."""
 
 
 class Ready(Record):
     """2:INIT → main: nothing but the start gate and execve is left.
 
-    `fds` names the descriptors that come with it, in order ("console", "seccomp"); `marks` are the steps
+    `fds` names the descriptors that come with it, in order ("console"); `marks` are the steps
     done since the clone, as runtime.trace keeps them; `warnings` are for the caller's log.
     """
 
@@ -84,8 +90,9 @@ KINDS = {
         MappingRequest,
         MappingWritten,
         LimitsSet,
-        HooksRequest,
-        HooksDone,
+        HostRequest,
+        HostDone,
+        Listener,
         Ready,
         Start,
         Created,
@@ -104,7 +111,8 @@ def encode(message: Record) -> bytes:
         parts.append(",".join(f"{step}:{when}" for step, when in message.marks))
         parts += [warning.replace("\0", "?")[:512] for warning in message.warnings[:16]]
     else:
-        parts += [str(getattr(message, field)).replace("\0", "?")[:4096] for field in message.FIELD_NAMES]
+        most = 7 * 4096 if isinstance(message, HostDone) else 4096
+        parts += [str(getattr(message, field)).replace("\0", "?")[:most] for field in message.FIELD_NAMES]
     return "\0".join(parts).encode("utf-8", "surrogateescape")
 
 

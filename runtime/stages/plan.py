@@ -10,6 +10,8 @@ from runtime.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runtime.affinity import AffinityPlan
     from runtime.credentials import Credentials
     from runtime.limits import MemoryPlan
@@ -50,10 +52,17 @@ class ProcessPlan(Record):
     stdio: Stdio
     personality: int | None
     memory_policy: MemoryPlan | None
+    preserved_fds: int = 0
 
 
 class LandlordPlan(Record):
-    """A container's init. `sibling`: its stages are to be children of our parent, who is going to reap them."""
+    """A container's init. `sibling`: its stages are to be children of our parent, who is going to reap them.
+
+    `asks_host`: stage 0 has something to do once the mounts stand. The hooks, and what takes over network devices,
+    are calls: few containers have them, and the stages need not know how they are done. `gate` is the listening
+    socket that init waits at; without one, the process that has made it starts it. `keyring`: it gets a session
+    keyring of its own.
+    """
 
     id: str
     namespaces: NamespacePlan
@@ -64,8 +73,13 @@ class LandlordPlan(Record):
     domainname: str | None
     sysctls: tuple[SysctlWrite, ...]
     time_offsets: str
-    host_hooks: bool
+    asks_host: bool
     process: ProcessPlan
+    set_up_net_devices: Callable[[str], None] | None = None
+    create_container_hooks: Callable[[], None] | None = None
+    start_container_hooks: Callable[[], None] | None = None
+    gate: OwnedFd | None = None
+    keyring: bool = True
     sibling: bool = False
 
 
@@ -78,3 +92,4 @@ class TenantPlan(Record):
     kinds: int
     affinity: AffinityPlan
     process: ProcessPlan
+    keyring: bool = True

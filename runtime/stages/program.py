@@ -12,19 +12,21 @@ import stat
 from runtime import labels
 from runtime.credentials import become
 from runtime.limits import apply_memory_policy
+from runtime.linux.fds import OwnedFd
 from runtime.linux.process import set_no_new_privs
 from runtime.linux.sched import personality
 from runtime.linux.seccomp import load
 from runtime.payload import close_on_exec, enter_cwd, execute, prepare, try_enter_cwd
 from runtime.stages.clone import unblock_signals
-from runtime.stages.messages import LimitsSet, Ready
+from runtime.stages.messages import LimitsSet, Listener, Ready
 from runtime.terminal import mount_console, open_console
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
-    from runtime.linux.fds import OwnedFd
+    from runtime.linux.seccomp import Filter
     from runtime.payload import Program
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
@@ -34,10 +36,10 @@ if TYPE_CHECKING:
 class Prepared:
     """A process that lacks nothing but its start: what Ready brings to stage 0, and what execve needs."""
 
-    __slots__ = ("console", "listener", "plan", "program")
+    __slots__ = ("console", "plan", "program")
 
-    def __init__(self, plan: ProcessPlan, program: Program, console: OwnedFd | None, listener: int) -> None:
-        self.plan, self.program, self.console, self.listener = plan, program, console, listener
+    def __init__(self, plan: ProcessPlan, program: Program, console: OwnedFd | None) -> None:
+        self.plan, self.program, self.console = plan, program, console
 
 
 def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool) -> Prepared:
@@ -59,12 +61,11 @@ def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool
         apply_memory_policy(plan.memory_policy)
     step.begin("set security label")
     labels.apply(plan.apparmor_profile, plan.selinux_label)
-    close_on_exec()  # a filter need not allow it
-    listener = -1
+    close_on_exec(plan.preserved_fds)  # a filter need not allow it
     if plan.seccomp is not None and not plan.no_new_privileges:
         # Without no_new_privs only CAP_SYS_ADMIN may load a filter, and the credentials drop it.
         step.begin("load seccomp filter")
-        listener = load(plan.seccomp)
+        load_filter(plan.seccomp, main)
     step.begin("change to working directory", plan.cwd)
     entered = try_enter_cwd(plan.cwd)
     step.begin("set credentials", f"of uid {plan.credentials.uid}")
@@ -75,10 +76,21 @@ def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool
     if plan.no_new_privileges:
         step.begin("set no_new_privs")
         set_no_new_privs()
+        if plan.seccomp is not None and plan.seccomp.notify:
+            step.begin("load seccomp filter")
+            load_filter(plan.seccomp, main)  # its listener has to be handed over while somebody is there
     step.begin("look up", plan.args[0])
     program = prepare(plan.args, plan.env)
     step.done()
-    return Prepared(plan, program, console, listener)
+    return Prepared(plan, program, console)
+
+
+def load_filter(compiled: Filter, main: Channel) -> None:
+    """Put us under the filter. Its listener is stage 0's to pass on, at once: our next call may wait for it."""
+    listener = load(compiled)
+    if listener >= 0:
+        with OwnedFd(listener):
+            main.send(Listener(), (listener,))
 
 
 def take_console(plan: ProcessPlan, landlord: bool) -> OwnedFd:
@@ -120,24 +132,26 @@ def announce(step: Step, prepared: Prepared, main: Channel) -> None:
     if prepared.console is not None:
         names.append("console")
         fds.append(prepared.console.fileno())
-    if prepared.listener >= 0:
-        names.append("seccomp")
-        fds.append(prepared.listener)
     main.send(Ready(tuple(names), step.timeline.marks()), fds)
     if prepared.console is not None:
         prepared.console.close()
-    if prepared.listener >= 0:
-        os.close(prepared.listener)
 
 
-def run_program(step: Step, prepared: Prepared) -> NoReturn:
+def run_program(step: Step, prepared: Prepared, before: Callable[[], None] | None) -> NoReturn:
     """Load the filter if it comes last, and execve.
 
     Nothing may stand between those two: the filter binds us as well, and need allow nothing but the program's calls.
+    A hook may, if there is one: it is a program of the image, which may not be free of what binds the others.
     """
     plan = prepared.plan
     step.begin("execute", plan.args[0])
-    unblock_signals()
-    if plan.seccomp is not None and plan.no_new_privileges:
+    if before is None:
+        unblock_signals()
+    if plan.seccomp is not None and plan.no_new_privileges and not plan.seccomp.notify:
         load(plan.seccomp)
+    if before is not None:
+        step.begin("run startContainer hooks")
+        before()
+        step.begin("execute", plan.args[0])
+        unblock_signals()
     execute(prepared.program)

@@ -17,10 +17,11 @@ from runtime.linux import constants as c
 from runtime.linux.fds import close_all
 from runtime.stages import direct, staged
 from runtime.stages.messages import (
-    HooksDone,
-    HooksRequest,
+    HostDone,
+    HostRequest,
     InitPid,
     LimitsSet,
+    Listener,
     MappingRequest,
     MappingWritten,
     Ready,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from runtime.cgroups import Join as CgroupJoin
     from runtime.linux.fds import OwnedFd
     from runtime.namespaces import NamespacePlan
+    from runtime.record import Record
     from runtime.stages.channel import Channel
     from runtime.stages.plan import LandlordPlan, TenantPlan
     from runtime.trace import Timeline
@@ -50,34 +52,38 @@ BURIAL_TIMEOUT_S = 5.0
 class HostSide:
     """What stage 0 does for a stage on its request; made by the operation, called with init's pid.
 
-    `set_limits`: rlimits and oom_score_adj; returns warnings. `write_mapping`: the uid and gid maps.
-    `run_hooks`: prestart and createRuntime, as an operation. `timeline` takes everybody's marks.
+    `set_limits`: rlimits and oom_score_adj; returns warnings. `write_mapping`: the uid and gid maps. `attend`: what
+    must be done while the mounts stand and the root is the host's (devices, hooks); gives the text of HostDone.
+    `notify`: takes the notification descriptor of the process's seccomp filter. `timeline` takes everybody's marks.
+    `patience_s` is how long a stage may be silent; None where it runs hooks, which have time limits of their own.
     """
 
-    __slots__ = ("run_hooks", "set_limits", "timeline", "write_mapping")
+    __slots__ = ("attend", "notify", "patience_s", "set_limits", "timeline", "write_mapping")
 
     def __init__(
         self,
         timeline: Timeline,
         set_limits: Callable[[int], tuple[str, ...]],
-        write_mapping: Callable[[int], None] | None = None,
-        run_hooks: Callable[[int], Operation[None]] | None = None,
+        write_mapping: Callable[[int], Operation[None]] | None = None,
+        attend: Callable[[int], Operation[str]] | None = None,
+        notify: Callable[[int, OwnedFd], Operation[None]] | None = None,
     ) -> None:
         self.timeline = timeline
-        self.set_limits, self.write_mapping, self.run_hooks = set_limits, write_mapping, run_hooks
+        self.set_limits, self.write_mapping = set_limits, write_mapping
+        self.attend, self.notify = attend, notify
+        self.patience_s: float | None = STAGE_TIMEOUT_S
 
 
 class Launched:
     """A stage 2 that is ready: behind the start gate (a landlord), or past its execve (a tenant)."""
 
-    __slots__ = ("cgroup", "channel", "console", "listener", "pid", "pidfd", "warnings")
+    __slots__ = ("cgroup", "channel", "console", "pid", "pidfd", "warnings")
 
     def __init__(self, pid: int, pidfd: OwnedFd, channel: Channel) -> None:
         self.pid = pid
         self.pidfd = pidfd
         self.channel = channel
         self.console: OwnedFd | None = None
-        self.listener: OwnedFd | None = None
         self.warnings: tuple[str, ...] = ()
         self.cgroup = "own"
 
@@ -85,9 +91,8 @@ class Launched:
         """Close everything that was not taken over; the process is not touched."""
         self.channel.close()
         self.pidfd.close()
-        for fd in (self.console, self.listener):
-            if fd is not None:
-                fd.close()
+        if self.console is not None:
+            self.console.close()
 
 
 def choose_shape(namespaces: NamespacePlan) -> str:
@@ -169,18 +174,21 @@ def launch_tenant(
     return launched
 
 
-def start_landlord(launched: Launched) -> Operation[None]:
-    """Open the start gate and wait until execve has succeeded. StageError with the reason if it did not."""
+def start_landlord(launched: Launched, patience_s: float | None = STAGE_TIMEOUT_S) -> Operation[None]:
+    """Open the start gate and wait until execve has succeeded. StageError with the reason if it did not.
+
+    `patience_s`: as that of HostSide.
+    """
     try:
         launched.channel.send(Start())
     except BrokenPipeError:
         raise StageError("main", "start", f"process {launched.pid}", "it has ended already") from None
-    yield from await_execve(launched)
+    yield from await_execve(launched, patience_s)
 
 
-def await_execve(launched: Launched) -> Operation[None]:
+def await_execve(launched: Launched, patience_s: float | None = STAGE_TIMEOUT_S) -> Operation[None]:
     """Until the channel ends, which execve does (close-on-exec); a failed one says so before."""
-    yield from launched.channel.ended(STAGE_TIMEOUT_S)
+    yield from launched.channel.ended(patience_s)
 
 
 def _clone_failure(error: OSError) -> StageError:
@@ -189,11 +197,11 @@ def _clone_failure(error: OSError) -> StageError:
 
 def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
     """Answer requests until Ready; on any failure, the stages are killed and waited for, and it is raised."""
-    host.timeline.mark("clone")
     child, pidfd = channels.pid, channels.pidfd
     yield Claim(child)
     launched: Launched | None = None
     try:
+        host.timeline.mark("clone")
         if channels.inter is not None:
             yield from _converse_with_intermediate(channels, host)
         launched = Launched(channels.pid, channels.pidfd, channels.init)
@@ -203,6 +211,8 @@ def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
         channels.init.close()
         if channels.inter is not None:
             channels.inter.close()
+        if launched is not None and launched.console is not None:
+            launched.console.close()
         if not isinstance(failure, GeneratorExit):  # else nobody drives us any more
             yield from bury(channels.pid, channels.pidfd)
             if child != channels.pid:
@@ -223,7 +233,7 @@ def _converse_with_intermediate(channels: direct.Channels, host: HostSide) -> Op
         message, fds = yield from inter.received((MappingRequest, InitPid), STAGE_TIMEOUT_S)
         if isinstance(message, InitPid):
             break
-        _map(host, channels.pid)
+        yield from _map(host, channels.pid)
         inter.send(MappingWritten())
     yield Claim(message.pid)
     if len(fds) != 1:
@@ -233,10 +243,10 @@ def _converse_with_intermediate(channels: direct.Channels, host: HostSide) -> Op
     inter.close()
 
 
-def _map(host: HostSide, pid: int) -> None:
+def _map(host: HostSide, pid: int) -> Operation[None]:
     if host.write_mapping is None:
         raise StageError("main", "map user namespace", f"of process {pid}", "no mappings are given")
-    host.write_mapping(pid)
+    yield from host.write_mapping(pid)
 
 
 def _converse_with_init(launched: Launched, host: HostSide, maps: bool) -> Operation[None]:
@@ -250,27 +260,43 @@ def _converse_with_init(launched: Launched, host: HostSide, maps: bool) -> Opera
         raise
     if maps:
         yield from channel.received((MappingRequest,), STAGE_TIMEOUT_S)
-        _map(host, launched.pid)
+        yield from _map(host, launched.pid)
         channel.send(MappingWritten())
-    try:
-        channel.send(LimitsSet())
-    except BrokenPipeError:
-        pass  # it failed already; its report is in the channel and says more than we know
+    if host.attend is None:  # else it waits for HostDone first
+        _tell(channel, LimitsSet())
     while True:
-        message, fds = yield from channel.received((HooksRequest, Ready), STAGE_TIMEOUT_S)
+        message, fds = yield from channel.received(_REQUESTS, host.patience_s)
         if isinstance(message, Ready):
             break
-        if host.run_hooks is not None:
-            yield from host.run_hooks(launched.pid)
-        channel.send(HooksDone())
+        yield from _answer(launched, host, message, fds)
+    if fds:
+        launched.console = fds[0]
     host.timeline.mark("hear that it is ready")
     host.timeline.add(message.marks)
     launched.warnings = warnings + message.warnings
-    for name, fd in zip(message.fds, fds, strict=True):
-        if name == "console":
-            launched.console = fd
-        else:
-            launched.listener = fd
+
+
+def _tell(channel: Channel, message: Record) -> None:
+    try:
+        channel.send(message)
+    except BrokenPipeError:
+        pass  # it failed already; its report is in the channel and says more than we know
+
+
+_REQUESTS = (HostRequest, Listener, Ready)
+
+
+def _answer(launched: Launched, host: HostSide, message: Record, fds: list[OwnedFd]) -> Operation[None]:
+    if isinstance(message, HostRequest):
+        said = "" if host.attend is None else (yield from host.attend(launched.pid))
+        _tell(launched.channel, HostDone(said))
+        _tell(launched.channel, LimitsSet())
+    elif host.notify is not None and len(fds) == 1:
+        with fds[0] as listener:
+            yield from host.notify(launched.pid, listener)
+    else:
+        close_all(fds)
+        raise StageError("main", "read", "message of 2:INIT", "a seccomp listener that nobody asked for")
 
 
 def _has_ended(pidfd: OwnedFd) -> bool:

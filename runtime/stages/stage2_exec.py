@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 def become_tenant(step: Step, plan: TenantPlan, main: Channel) -> NoReturn:
     """The list of steps of an exec, in order."""
-    step.begin("join session keyring")
-    join_session_keyring(plan.container_id, plan.process.selinux_label)
+    if plan.keyring:
+        step.begin("join session keyring")
+        join_session_keyring(plan.container_id, plan.process.selinux_label)
     prepared = prepare_program(step, plan.process, main, landlord=False)
     announce(step, prepared, main)
-    run_program(step, prepared)
+    run_program(step, prepared, None)

@@ -17,7 +17,7 @@ from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import setns, unshare
 from runtime.namespaces import enter
 from runtime.rootfs import apply_mounts, pivot_into, protect
-from runtime.stages.messages import HooksDone, HooksRequest, Start
+from runtime.stages.messages import HostDone, HostRequest, Start
 from runtime.stages.program import announce, prepare_program, run_program
 from runtime.stages.stage1_namespaces import LATE_KINDS
 from runtime.sysctls import apply_sysctls
@@ -43,22 +43,42 @@ def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
         bring_up_loopback()
     step.begin("mount root file system", plan.rootfs.root)
     mounted = apply_mounts(plan.rootfs)
-    if plan.host_hooks:
-        step.begin("wait for hooks")
-        main.send(HooksRequest())  # they must see the mounts, but still by the host's root
-        main.expect(HooksDone)
+    if plan.asks_host:
+        step.begin("wait for host")
+        main.send(HostRequest())  # hooks must see the mounts, but still by the host's root
+        net_devices = main.expect(HostDone).net_devices
+        if net_devices and plan.set_up_net_devices is not None:
+            step.begin("set up network devices")
+            plan.set_up_net_devices(net_devices)
+    if plan.create_container_hooks is not None:
+        step.begin("run createContainer hooks")
+        plan.create_container_hooks()
     step.begin("pivot into", plan.rootfs.root)
     pivot_into(mounted)
     step.begin("write sysctls")
     apply_sysctls(plan.sysctls)  # before /proc/sys becomes read-only
     step.begin("mask and protect paths")
     protect(mounted)
-    step.begin("make session keyring")
-    make_session_keyring(plan.id, bool(new & c.CLONE_NEWUSER), plan.process.selinux_label)
+    if plan.keyring:
+        step.begin("make session keyring")
+        make_session_keyring(plan.id, bool(new & c.CLONE_NEWUSER), plan.process.selinux_label)
     prepared = prepare_program(step, plan.process, main, landlord=True)
     announce(step, prepared, main)
+    if plan.gate is not None:
+        main.continue_with(accept(plan.gate))  # whoever starts us is told how it went
     main.expect(Start)
-    run_program(step, prepared)
+    run_program(step, prepared, plan.start_container_hooks)
+
+
+def accept(gate: OwnedFd) -> OwnedFd:
+    """Wait for whoever starts this container (no time limit: a created container may stay one for ever)."""
+    listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, gate.fileno())
+    try:
+        number, _peer = listening._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+    finally:
+        listening.detach()
+    gate.close()
+    return OwnedFd(number)
 
 
 def enter_late_namespaces(step: Step, plan: LandlordPlan) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from runtime.stages.channel import channel_pair
 from runtime.stages.clone import INIT, INTER, clone_stage
-from runtime.stages.direct import Channels, born_on, kept
+from runtime.stages.direct import Channels, born_on, kept, landlord_fds
 from runtime.stages.stage1_namespaces import (
     CgroupEntry,
     become_intermediate_of_landlord,
@@ -31,10 +31,9 @@ if TYPE_CHECKING:
 def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | None) -> Channels:
     """Clone the intermediate process of a container's init. OSError of clone3(2), with nothing left open."""
     entry = CgroupEntry(cgroup.v1_tasks, None if born_in else cgroup.v2_dir)
-    joins = [fd for _join, fd in plan.joins]
-    stdio = plan.process.stdio
-    init_keep = (stdio.stdin, stdio.stdout, stdio.stderr, *(fd.fileno() for fd in joins))
-    keep = kept(stdio, entry, *joins)
+    fds = landlord_fds(plan)
+    init_keep = kept(plan.process, None, *fds)
+    keep = kept(plan.process, entry, *fds)
 
     def run_inter(step: Step, main: Channel, clone_init: Callable[[], tuple[int, int]]) -> None:
         become_intermediate_of_landlord(step, plan, entry, main, clone_init)
@@ -51,9 +50,8 @@ def launch_tenant(
 ) -> Channels:
     """Clone the intermediate process of an exec. OSError of clone3(2), with nothing left open."""
     entry = CgroupEntry(cgroup.v1_tasks, None if born_in else cgroup.v2_dir, landlord)
-    stdio = plan.process.stdio
-    init_keep = (stdio.stdin, stdio.stdout, stdio.stderr)
-    keep = (*kept(stdio, entry), plan.landlord_pidfd)
+    init_keep = kept(plan.process, None)
+    keep = (*kept(plan.process, entry), plan.landlord_pidfd)
 
     def run_inter(step: Step, main: Channel, clone_init: Callable[[], tuple[int, int]]) -> None:
         become_intermediate_of_tenant(step, plan, entry, main, clone_init)

@@ -240,7 +240,6 @@ def test_a_personality_is_in_force_for_init_and_execs(runner: Runner) -> None:
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("hooks", lambda config: config.update(hooks={"poststart": [{"path": "/bin/true"}]})),
         ("linux.netDevices", lambda config: config["linux"].update(netDevices={"eth0": {}})),
         ("linux.intelRdt", lambda config: config["linux"].update(intelRdt={"closID": "a"})),
     ],

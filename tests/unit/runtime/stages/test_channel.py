@@ -6,7 +6,7 @@ import pytest
 
 from runtime.errors import MountError, StageError
 from runtime.stages.channel import ChannelClosed, channel_pair
-from runtime.stages.messages import HooksDone, InitPid, LimitsSet, Ready, Start
+from runtime.stages.messages import HostDone, InitPid, LimitsSet, Ready, Start
 from runtime.waiting import run
 
 
@@ -25,8 +25,8 @@ def test_a_wrong_message_is_an_error_that_names_both() -> None:
 
 def test_stage_0_refuses_a_message_it_does_not_wait_for() -> None:
     near, far = channel_pair("main", "2:INIT")
-    far.send(HooksDone())
-    with pytest.raises(StageError, match="message of 2:INIT: expected InitPid or Ready, got HooksDone"):
+    far.send(HostDone(""))
+    with pytest.raises(StageError, match="message of 2:INIT: expected InitPid or Ready, got HostDone"):
         run(near.received((InitPid, Ready), 5))
 
 

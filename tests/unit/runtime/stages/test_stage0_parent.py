@@ -13,10 +13,11 @@ from runtime.stages.channel import ChannelClosed, channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.direct import Channels
 from runtime.stages.messages import (
-    HooksDone,
-    HooksRequest,
+    HostDone,
+    HostRequest,
     InitPid,
     LimitsSet,
+    Listener,
     MappingRequest,
     MappingWritten,
     Ready,
@@ -29,6 +30,7 @@ from runtime.waiting import Sleep, run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runtime.linux.fds import OwnedFd
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.waiting import Operation
@@ -39,25 +41,38 @@ if TYPE_CHECKING:
 class Recorder:
     """A HostSide that notes what it was asked to do."""
 
-    def __init__(self, maps: bool = False) -> None:
+    def __init__(self, maps: bool = False, attends: bool = False, notifies: bool = False) -> None:
         self.asked: list[tuple[str, int]] = []
-        self.side = HostSide(Timeline(), self._limits, self._mapping if maps else None, self._hooks)
+        self.side = HostSide(
+            Timeline(),
+            self._limits,
+            self._mapping if maps else None,
+            self._attend if attends else None,
+            self._notify if notifies else None,
+        )
 
     def _limits(self, pid: int) -> tuple[str, ...]:
         self.asked.append(("limits", pid))
         return ("a limit was lowered",)
 
-    def _mapping(self, pid: int) -> None:
+    def _mapping(self, pid: int) -> Operation[None]:
         self.asked.append(("mapping", pid))
+        yield Sleep(0)
 
-    def _hooks(self, pid: int) -> Operation[None]:
-        self.asked.append(("hooks", pid))
+    def _attend(self, pid: int) -> Operation[str]:
+        self.asked.append(("attend", pid))
+        yield Sleep(0)
+        return "eth0 is yours"
+
+    def _notify(self, pid: int, listener: OwnedFd) -> Operation[None]:
+        os.write(listener.fileno(), b"seen")
+        self.asked.append(("notify", pid))
         yield Sleep(0)
 
 
-def stage(script: Script) -> Channels:
+def stage(script: Script, keep: tuple[int, ...] = ()) -> Channels:
     near, far = channel_pair("main", "2:INIT")
-    pid, pidfd = clone_stage("2:INIT", lambda _step: script(far), far, ())
+    pid, pidfd = clone_stage("2:INIT", lambda _step: script(far), far, keep)
     far.close()
     return Channels(pid, pidfd, near)
 
@@ -95,27 +110,55 @@ def test_requests_are_answered_in_the_order_they_come() -> None:
     def script(far: Channel) -> None:
         far.send(MappingRequest())
         far.expect(MappingWritten)
+        far.send(HostRequest())
+        assert far.expect(HostDone).net_devices == "eth0 is yours"
         far.expect(LimitsSet)
-        far.send(HooksRequest())
-        far.expect(HooksDone)
         far.send(Ready())
 
-    recorder = Recorder(maps=True)
+    recorder = Recorder(maps=True, attends=True)
     launched = converse(stage(script), recorder)
-    assert [what for what, _pid in recorder.asked] == ["limits", "mapping", "hooks"]
+    assert [what for what, _pid in recorder.asked] == ["limits", "mapping", "attend"]
     assert finish(launched) == 0
 
 
-def test_descriptors_arrive_under_their_names() -> None:
+def test_a_seccomp_listener_is_passed_on_before_the_stage_is_ready() -> None:
+    reader, writer = os.pipe()
+
+    def script(far: Channel) -> None:
+        far.expect(LimitsSet)
+        far.send(Listener(), (writer,))
+        far.send(Ready())
+
+    recorder = Recorder(notifies=True)
+    try:
+        launched = converse(stage(script, (writer,)), recorder)
+        assert os.read(reader, 10) == b"seen"
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert [what for what, _pid in recorder.asked] == ["limits", "notify"]
+    assert finish(launched) == 0
+
+
+def test_a_seccomp_listener_that_nobody_asked_for_is_an_error() -> None:
+    def script(far: Channel) -> None:
+        far.expect(LimitsSet)
+        far.send(Listener())
+        far.receive()
+
+    with pytest.raises(StageError, match="a seccomp listener that nobody asked for"):
+        converse(stage(script))
+
+
+def test_a_console_arrives_with_ready() -> None:
     def script(far: Channel) -> None:
         reading, writing = os.pipe()
         os.write(writing, b"console")
         far.expect(LimitsSet)
-        far.send(Ready(("console", "seccomp")), (reading, writing))
+        far.send(Ready(("console",)), (reading,))
 
     launched = converse(stage(script))
     assert launched.console is not None
-    assert launched.listener is not None
     assert os.read(launched.console.fileno(), 20) == b"console"
     finish(launched)
 
@@ -153,7 +196,7 @@ def test_a_stage_that_says_the_wrong_thing_is_killed() -> None:
         far.expect(Ready)
 
     channels = stage(script)
-    with pytest.raises(StageError, match="expected HooksRequest or Ready, got Start"):
+    with pytest.raises(StageError, match="expected HostRequest or Listener or Ready, got Start"):
         converse(channels)
     with pytest.raises(ChildProcessError):
         os.waitpid(channels.pid, 0)

@@ -1,0 +1,180 @@
+"""load: a container as a process knows it that did not make it, from its state.json and from what the kernel says.
+
+The status is never stored: it follows from whether init lives, whether somebody still waits at its start gate, and
+whether its cgroup is frozen.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from runtime import state, terms
+from runtime.cgroups import open_cgroup
+from runtime.container import Container
+from runtime.errors import InvalidState, ManorError, NotFound
+from runtime.linux.fds import OwnedFd
+from runtime.stages.channel import Channel
+from runtime.stages.stage0_parent import Launched
+from runtime.waiting import Sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from runtime.container import Host
+    from runtime.waiting import Operation
+
+LOCK_TIMEOUT_S = 10.0
+_LOCK_RETRY_S = 0.005
+# What a stage 2 is called until its execve: how a container is known that is started by its maker.
+_AT_THE_GATE = "manor:[2:INIT]"
+
+
+def load(host: Host, container_id: str) -> Container:
+    """The container of that id, with its status of now; the caller closes it with `leave`.
+
+    NotFound without one; InvalidState for a state that is damaged, InvalidId.
+    """
+    known = state.load(host.root, container_id)
+    status = read_status(host, known)
+    pidfd = _open_init(known) if status != state.STOPPED else None
+    if pidfd is None:
+        status, pidfd = state.STOPPED, OwnedFd(-1)
+    try:
+        launched = Launched(known.pid, pidfd, Channel(OwnedFd(-1), "2:INIT"))
+        cgroup = open_cgroup(host.layout, known.cgroups_path, container_id)
+        container = Container(host, container_id, known.bundle, launched, cgroup, _terms(known))
+    except BaseException:
+        pidfd.close()
+        raise
+    container.start_gate = None
+    container.start_time, container.created = known.start_time, known.created
+    container.status = status
+    return container
+
+
+def _terms(known: state.State) -> Any:
+    try:
+        return terms.from_json(known.terms or {})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidState(f"state of container {known.id} is damaged: terms: {error}") from error
+
+
+def _open_init(known: state.State) -> OwnedFd | None:
+    """A pidfd of init, None if it is gone. Its start time is looked at behind the open: so it is that very process."""
+    try:
+        pidfd = OwnedFd(os.pidfd_open(known.pid))
+    except ProcessLookupError:
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # the pid is a thread's by now
+            return None
+        raise
+    if not state.is_alive(known.pid, known.start_time):
+        pidfd.close()
+        return None
+    return pidfd
+
+
+def read_status(host: Host, known: state.State) -> str:
+    """The status of a container by what can be seen of it (runtime.md, "State")."""
+    directory = f"{host.root}/{known.id}"
+    if not known.pid:
+        return state.CREATING if is_locked(directory) else state.STOPPED
+    if not state.is_alive(known.pid, known.start_time):
+        return state.STOPPED
+    if os.path.lexists(f"{directory}/{state.GATE}") or _is_at_the_gate(known.pid):
+        return state.CREATED
+    try:
+        frozen = open_cgroup(host.layout, known.cgroups_path, known.id).frozen()
+    except (ManorError, OSError):
+        frozen = False  # no freezer here, or the cgroup is going
+    return state.PAUSED if frozen else state.RUNNING
+
+
+def _is_at_the_gate(pid: int) -> bool:
+    try:
+        with OwnedFd(os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)) as comm:
+            return os.read(comm.fileno(), 64).decode(errors="replace").strip() == _AT_THE_GATE
+    except OSError:
+        return False
+
+
+def container_ids(host: Host) -> list[str]:
+    """The ids of all containers below the root, sorted; those of others, and half-made ones, included."""
+    try:
+        names = os.listdir(host.root)
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in sorted(names):
+        try:
+            state.check_id(name)
+        except ManorError:
+            continue
+        if os.path.isdir(f"{host.root}/{name}"):
+            found.append(name)
+    return found
+
+
+def oci_state(container: Container) -> dict[str, Any]:
+    """The container's state as runtime.md, "State" has it."""
+    said = container.terms
+    return state.shown(
+        said.oci_version, container.id, container.status, container.pid, container.bundle, said.annotations
+    )
+
+
+# ---- locks -------------------------------------------------------------------------------------
+
+
+def lock(host: Host, container_id: str) -> Operation[OwnedFd]:
+    """Have the container to oneself until the descriptor is closed: create, start, delete, pause, update.
+
+    The lock is on its directory, and gone with whoever holds it. NotFound; InvalidState after LOCK_TIMEOUT_S.
+    """
+    state.check_id(container_id)
+    path = f"{host.root}/{container_id}"
+    left_s = LOCK_TIMEOUT_S
+    while True:
+        try:
+            fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise NotFound(f"container {container_id} does not exist") from None
+            raise
+        if _try_lock(fd) and _is_still(path, fd):
+            return fd
+        fd.close()
+        if left_s <= 0:
+            raise InvalidState(f"container {container_id} is in use: another command has it for too long")
+        yield Sleep(_LOCK_RETRY_S)
+        left_s -= _LOCK_RETRY_S
+
+
+def _try_lock(fd: OwnedFd) -> bool:
+    try:
+        fcntl.flock(fd.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_still(path: str, fd: OwnedFd) -> bool:
+    """Whether `path` is the directory that was locked: it may have been deleted and made again meanwhile."""
+    try:
+        now, ours = os.stat(path), os.fstat(fd.fileno())
+    except OSError:
+        return False
+    return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def is_locked(directory: str) -> bool:
+    """Whether somebody is at work on the container of `directory` right now."""
+    try:
+        with OwnedFd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+            return not _try_lock(fd)
+    except OSError:
+        return False
