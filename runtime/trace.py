@@ -10,9 +10,14 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 Marks = tuple[tuple[str, int], ...]
+
+# What is called with stage and step wherever one begins, to let it fail or wait: `runtime/faults.py` sets it, on
+# demand, in a command line that was asked to or in a test. None in every shim.
+planted: Callable[[str, str], None] | None = None
+MAIN = "main"
 
 
 class Timeline:
@@ -23,9 +28,15 @@ class Timeline:
     def __init__(self) -> None:
         self._marks: list[tuple[str, int]] = []
 
-    def mark(self, step: str) -> None:
-        """Note that `step` has just been done."""
+    def note(self, step: str) -> None:
+        """Note that `step` of a child has just been done."""
         self._marks.append((step, time.monotonic_ns()))
+
+    def mark(self, step: str) -> None:
+        """Note that `step` of stage 0 has just been done."""
+        self._marks.append((step, time.monotonic_ns()))
+        if planted is not None:
+            planted(MAIN, step)
 
     def add(self, marks: Iterable[tuple[str, int]]) -> None:
         """Take in the marks of another process; the clock is the same for all of a machine."""
@@ -34,3 +45,9 @@ class Timeline:
     def marks(self) -> Marks:
         """All of them, in the order of their times."""
         return tuple(sorted(self._marks, key=lambda mark: mark[1]))
+
+
+def passed(step: str) -> None:
+    """`step` of stage 0 has just been done, one that is on no timeline."""
+    if planted is not None:
+        planted(MAIN, step)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 
-from runtime import hooks, state
+from runtime import hooks, net_devices, rdt, seccomp_notify, state
+from runtime.linux.fds import OwnedFd
+from runtime.net_devices import plan_net_devices
+from runtime.rdt import find_resctrl, plan_rdt
 from runtime.record import replace
 from runtime.spec.json import dump
 from runtime.spec.model import Hooks
@@ -20,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from runtime.container import Container, CreateRequest, Terms
-    from runtime.linux.fds import OwnedFd
+    from runtime.container import Container, CreateRequest, Host, Terms
+    from runtime.net_devices import MovedDevice
+    from runtime.rdt import RdtPlan
     from runtime.spec.model import Spec
     from runtime.user_mapping import UserMapping
     from runtime.waiting import Operation
@@ -41,24 +45,83 @@ def environment() -> tuple[str, ...]:
     return tuple(f"{name}={value}" for name, value in os.environ.items())
 
 
-def attend_to(request: CreateRequest) -> Callable[[int], Operation[str]] | None:
-    """What stage 0 must do once init is in its namespaces and the mounts stand; None for nothing."""
-    run_them = host_hooks(request)
-    if run_them is None:
-        return None
+class Attendance:
+    """What one container asks of the host while its init waits with its mounts made and the root still the host's.
 
-    def attend(pid: int) -> Operation[str]:
-        yield from run_them(pid)
-        return ""
+    In this order: its resctrl group, its network devices, prestart and createRuntime hooks, which may look at
+    both. ConfigError or Unsupported for what may not be asked for.
+    """
 
-    return attend
+    __slots__ = ("_devices", "_hooks", "_moved", "_namespace", "_rdt", "host", "rdt")
+
+    def __init__(self, host: Host, request: CreateRequest) -> None:
+        linux = request.spec.linux
+        self.host = host
+        self._devices = plan_net_devices(linux.net_devices)
+        self._rdt: tuple[RdtPlan, str] | None = None
+        if linux.intel_rdt is not None:
+            self._rdt = plan_rdt(linux.intel_rdt, request.id), find_resctrl()
+        self._hooks = host_hooks(request)
+        self._moved: tuple[MovedDevice, ...] = ()
+        self._namespace = OwnedFd(-1)
+        self.rdt: tuple[str, bool] | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._devices or self._rdt or self._hooks)
+
+    @property
+    def set_up_net_devices(self) -> Callable[[str], None] | None:
+        """What init does with the devices it is told of."""
+        return _set_up if self._devices else None
+
+    def attend(self, pid: int) -> Operation[str]:
+        """Do it for the init `pid`; the text of HostDone."""
+        said = ""
+        if self._rdt is not None:
+            plan, root = self._rdt
+            self.rdt = rdt.enter(plan, root, pid)
+        if self._devices:
+            self._namespace = OwnedFd(
+                os.open(f"{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.host.procfs.fileno())
+            )
+            self._moved = net_devices.move(self._devices, self._namespace.fileno())
+            said = net_devices.encode(self._moved)
+        if self._hooks is not None:
+            yield from self._hooks(pid)
+        return said
+
+    def undo(self) -> None:
+        """For a container that will not run: devices come back, and its resctrl group goes."""
+        if self._moved:
+            net_devices.give_back(self._moved, self._namespace.fileno())
+        if self.rdt is not None:
+            rdt.remove(*self.rdt)
+
+    def close(self) -> None:
+        """Close what was opened for an undo."""
+        self._namespace.close()
+
+
+def _set_up(said: str) -> None:
+    net_devices.bring_up(net_devices.decode(said))
 
 
 def notify(
     said: Terms, container_id: str, bundle: str, status: str
 ) -> Callable[[int, OwnedFd], Operation[None]] | None:
     """Hand the seccomp listener over to the agent that the profile names; None for a filter without one."""
-    return None
+    if said.listener is None:
+        return None
+    agent, metadata = said.listener
+
+    def hand_over(pid: int, listener: OwnedFd) -> Operation[None]:
+        shown = state.shown(said.oci_version, container_id, status, pid, bundle, said.annotations)
+        message = seccomp_notify.process_state(pid, metadata, shown)
+        yield from seccomp_notify.send(agent, message, listener.fileno())
+
+    return hand_over
 
 
 def write_maps(pid: int, mapping: UserMapping) -> Operation[None]:

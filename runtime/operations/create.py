@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from runtime import state, terms
+from runtime import state, terms, trace
 from runtime.cgroups import create_cgroup
 from runtime.container import Container
 from runtime.errors import InvalidState, ManorError, StageError
@@ -13,7 +13,7 @@ from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import start_time
 from runtime.namespaces import open_joins, plan_namespaces
-from runtime.operations.attend import attend_to, container_hooks, notify, write_maps
+from runtime.operations.attend import Attendance, container_hooks, notify, write_maps
 from runtime.operations.delete import remove_cgroup
 from runtime.operations.gate import make_gate
 from runtime.operations.load import lock
@@ -23,7 +23,6 @@ from runtime.operations.process_plan import (
     plan_process,
     plan_terms,
     plan_time_offsets,
-    refuse_unsupported,
     set_limits,
 )
 from runtime.record import replace
@@ -54,7 +53,6 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
     """
     spec = request.spec
     timeline = timeline or Timeline()
-    refuse_unsupported(spec)
     namespaces = plan_namespaces(spec.linux.namespaces)
     lent: list[OwnedFd] = []  # what init needs and nobody afterwards
     with Undo() as undo:
@@ -63,6 +61,7 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
         lent += [null] if null is not None else []
         directory = state.make_directory(host.root, request.id, bool(namespaces.kinds & c.CLONE_NEWUSER))
         undo.push(state.remove_directory, host.root, request.id)
+        trace.passed("make state directory")
         said = plan_terms(host, spec, namespaces)
         process = plan_process(spec.process, said, stdio, request.options.preserved_fds)
         gate = None
@@ -74,28 +73,42 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
             lent.append(gate)
             # With no cgroup yet: should we be killed from here on, it says what to clean up by.
             state.save(directory, announce(request, said))
-        plan = _plan_landlord(host, request, namespaces, process, gate)
+            trace.passed("make start gate")
+        attendance = Attendance(host, request)
+        undo.push(attendance.close)
+        undo.push(attendance.undo)
+        plan = _plan_landlord(host, request, namespaces, process, gate, attendance)
         lent += landlord_fds(plan)
         timeline.mark("plan")
         cgroup = create_cgroup(host.layout, spec.linux.cgroups_path or "", spec.linux.resources, request.id)
         undo.push(cgroup.try_delete)
         timeline.mark("make cgroup")
-        container = yield from _bring_up(host, request, plan, said, cgroup, timeline)
+        container = yield from _bring_up(host, request, plan, said, cgroup, attendance, timeline)
         container.marks = timeline.marks()
         undo.keep()
+    attendance.close()
     close_all(lent)
     return container
 
 
 def _bring_up(
-    host: Host, request: CreateRequest, plan: LandlordPlan, said: Terms, cgroup: Cgroup, timeline: Timeline
+    host: Host,
+    request: CreateRequest,
+    plan: LandlordPlan,
+    said: Terms,
+    cgroup: Cgroup,
+    attendance: Attendance,
+    timeline: Timeline,
 ) -> Operation[Container]:
     """Init at its start gate and the state written; or neither, and the cgroup gone too."""
     kills_before = cgroup.oom_kill_count()
     launched: Launched | None = None
     try:
-        launched = yield from _launch(host, request, plan, said, cgroup, timeline)
+        side = _host_side(host, request, plan, said, attendance, timeline)
+        launched = yield from _launch(request, plan, cgroup, side)
         launched.warnings += plan.process.credentials.warnings
+        if attendance.rdt is not None:
+            said = replace(said, rdt=attendance.rdt)
         container = Container(host, request.id, request.bundle, launched, cgroup, said)
         container.start_time, container.created = _started(launched.pid, request.id), _now()
         # Stored before init is let go: a kill in between leaves something to clean up by.
@@ -118,6 +131,7 @@ def _plan_landlord(
     namespaces: NamespacePlan,
     process: ProcessPlan,
     gate: OwnedFd | None,
+    attendance: Attendance,
 ) -> LandlordPlan:
     spec = request.spec
     linux = spec.linux
@@ -131,7 +145,8 @@ def _plan_landlord(
         hostname=spec.hostname,
         domainname=spec.domainname,
         sysctls=plan_sysctls(spec),
-        asks_host=attend_to(request) is not None,
+        asks_host=attendance.asked,
+        set_up_net_devices=attendance.set_up_net_devices,
         create_container_hooks=container_hooks(request, "createContainer", state.CREATING),
         start_container_hooks=container_hooks(request, "startContainer", state.CREATED),
         time_offsets=plan_time_offsets(spec),
@@ -143,20 +158,31 @@ def _plan_landlord(
     )
 
 
-def _launch(
-    host: Host, request: CreateRequest, plan: LandlordPlan, said: Terms, cgroup: Cgroup, timeline: Timeline
-) -> Operation[Launched]:
+def _host_side(
+    host: Host,
+    request: CreateRequest,
+    plan: LandlordPlan,
+    said: Terms,
+    attendance: Attendance,
+    timeline: Timeline,
+) -> HostSide:
     mapping = plan.mapping
     limits = plan_limits(request.spec.process)
     side = HostSide(
         timeline,
         set_limits=lambda pid: set_limits(host, limits, pid),
         write_mapping=None if mapping is None else lambda pid: write_maps(pid, mapping),
-        attend=attend_to(request),
+        attend=attendance.attend if attendance.asked else None,
         notify=notify(said, request.id, request.bundle, state.CREATING),
     )
     if request.spec.hooks is not None:
         side.patience_s = None
+    return side
+
+
+def _launch(
+    request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup, side: HostSide
+) -> Operation[Launched]:
     join = cgroup.open_join()
     try:
         shape = request.shape or choose_shape(plan.namespaces)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import _signal
 import os
 
-from runtime import state
+from runtime import rdt, state, trace
 from runtime.errors import CgroupError, InvalidState, NotFound
 from runtime.operations.attend import run_poststop
 from runtime.operations.kill import kill
@@ -33,10 +33,17 @@ def delete(container: Container) -> Operation[None]:
     if container.status == state.CREATED:
         _end(container)  # its gate may be open to others than us
     container.close()
+    trace.passed("end container")
     yield from remove_cgroup(container.cgroup)
+    trace.passed("remove cgroup")
     if container.terms.hooks is not None:
         container.warnings += yield from run_poststop(container)
+        trace.passed("run poststop hooks")
+    if container.terms.rdt is not None:
+        rdt.remove(*container.terms.rdt)
+        trace.passed("remove resctrl group")
     state.remove_directory(container.host.root, container.id)
+    trace.passed("remove state")
 
 
 def delete_by_force(host: Host, container_id: str) -> Operation[tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime import state
+from runtime import rdt, state
 from runtime.affinity import isolated_cpus, plan_tenant
 from runtime.cgroups import landlord_directory
 from runtime.container import Tenant
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from runtime.affinity import AffinityPlan
     from runtime.container import Container, ExecRequest
     from runtime.linux.fds import OwnedFd
+    from runtime.operations.process_plan import LimitsPlan
     from runtime.spec.model import Process
     from runtime.stages.stage0_parent import Launched
     from runtime.waiting import Operation
@@ -66,11 +67,11 @@ def _launch(
 ) -> Operation[Launched]:
     cgroup = container.cgroup
     kills_before = cgroup.oom_kill_count()
-    host, limits = container.host, plan_limits(request.process)
+    limits = plan_limits(request.process)
     said = container.terms
     side = HostSide(
         timeline,
-        set_limits=lambda pid: set_limits(host, limits, pid),
+        set_limits=lambda pid: _set_limits(container, limits, pid),
         notify=notify(said, container.id, container.bundle, state.RUNNING),
     )
     if request.options.ignore_paused:
@@ -91,6 +92,13 @@ def _launch(
     finally:
         join.close()
     return launched
+
+
+def _set_limits(container: Container, planned: LimitsPlan, pid: int) -> tuple[str, ...]:
+    """Limits of the tenant's own, and those of the resctrl group that its landlord is in."""
+    if container.terms.rdt is not None:
+        rdt.join(container.terms.rdt[0], pid)
+    return set_limits(container.host, planned, pid)
 
 
 def _landlord(container: Container) -> OwnedFd:

@@ -8,7 +8,6 @@ from runtime import limits, seccomp
 from runtime.affinity import ANNOTATION
 from runtime.container import Terms
 from runtime.credentials import plan_credentials
-from runtime.errors import Unsupported
 from runtime.labels import require_available
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
@@ -72,19 +71,6 @@ def plan_process(process: Process, terms: Terms, stdio: Stdio, preserved_fds: in
         memory_policy=terms.memory_policy,
         preserved_fds=preserved_fds,
     )
-
-
-def refuse_unsupported(spec: Spec) -> None:
-    """Unsupported for what a config may ask and we do not do: never run a container with less than it asked for."""
-    asked = {
-        "linux.netDevices": bool(spec.linux.net_devices),
-        "linux.intelRdt": spec.linux.intel_rdt is not None,
-        "linux.seccomp: SCMP_ACT_NOTIFY": spec.linux.seccomp is not None
-        and any(rule.action == "SCMP_ACT_NOTIFY" for rule in spec.linux.seccomp.syscalls),
-    }
-    for field, is_asked in asked.items():
-        if is_asked:
-            raise Unsupported(f"{field}: not supported yet")
 
 
 def plan_time_offsets(spec: Spec) -> str:

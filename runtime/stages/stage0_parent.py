@@ -12,6 +12,7 @@ import errno
 import os
 import select
 
+from runtime import trace
 from runtime.errors import ManorError, StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import close_all
@@ -247,6 +248,7 @@ def _map(host: HostSide, pid: int) -> Operation[None]:
     if host.write_mapping is None:
         raise StageError("main", "map user namespace", f"of process {pid}", "no mappings are given")
     yield from host.write_mapping(pid)
+    trace.passed("map user namespace")
 
 
 def _converse_with_init(launched: Launched, host: HostSide, maps: bool) -> Operation[None]:
@@ -258,6 +260,7 @@ def _converse_with_init(launched: Launched, host: HostSide, maps: bool) -> Opera
         if _has_ended(launched.pidfd):  # then that is what failed, and not the limits
             yield from channel.received((Ready,), STAGE_TIMEOUT_S)
         raise
+    trace.passed("set limits")
     if maps:
         yield from channel.received((MappingRequest,), STAGE_TIMEOUT_S)
         yield from _map(host, launched.pid)
@@ -289,6 +292,7 @@ _REQUESTS = (HostRequest, Listener, Ready)
 def _answer(launched: Launched, host: HostSide, message: Record, fds: list[OwnedFd]) -> Operation[None]:
     if isinstance(message, HostRequest):
         said = "" if host.attend is None else (yield from host.attend(launched.pid))
+        trace.passed("attend to the host's part")
         _tell(launched.channel, HostDone(said))
         _tell(launched.channel, LimitsSet())
     elif host.notify is not None and len(fds) == 1:
