@@ -15,7 +15,10 @@ from runtime.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runtime.cgroups import Cgroup, Layout
+    from runtime.cgroups.systemd import Systemd
     from runtime.limits import MemoryPlan
     from runtime.seccomp import Filter
     from runtime.spec.model import Capabilities, ExecCpuAffinity, Hooks, Process, Spec
@@ -29,7 +32,8 @@ class Host(Record):
 
     `root` holds one directory a container, `seccomp_cache` the compiled filters, `procfs` is the host's
     /proc. With `degrade` a limit that may not be set (no CAP_SYS_RESOURCE) is lowered with a warning
-    instead of failing the start.
+    instead of failing the start. `systemd_cgroup` chooses the cgroup driver, None leaves it to the form of the
+    cgroupsPath; `systemd` gives the way to systemd, and is called where that driver is used, only.
     """
 
     root: str
@@ -37,12 +41,20 @@ class Host(Record):
     seccomp_cache: str
     procfs: OwnedFd
     degrade: bool = False
+    systemd_cgroup: bool | None = None
+    systemd: Callable[[], Systemd] | None = None
 
 
-def open_host(root: str, seccomp_cache: str, layout: Layout, degrade: bool = False) -> Host:
+def open_host(
+    root: str,
+    seccomp_cache: str,
+    layout: Layout,
+    systemd_cgroup: bool | None = None,
+    systemd: Callable[[], Systemd] | None = None,
+) -> Host:
     """A Host for `root`; the caller owns its `procfs`."""
     procfs = OwnedFd(os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-    return Host(root, layout, seccomp_cache, procfs, degrade)
+    return Host(root, layout, seccomp_cache, procfs, False, systemd_cgroup, systemd)
 
 
 class CreateOptions(Record):
@@ -199,16 +211,17 @@ class Container:
 class Tenant:
     """An exec that has been started.
 
-    `cgroup` says which it joined: "own", or "landlord" (its init's). `console` is the caller's to close.
+    `cgroup` says which it joined: the container's "own", a "sub" one that was asked for, or the one that the
+    "landlord" is in, with what stood in the way of the own one as `cgroup_why`. `console` is the caller's to close.
     """
 
-    __slots__ = ("cgroup", "console", "marks", "pid", "pidfd", "start_time", "warnings")
+    __slots__ = ("cgroup", "cgroup_why", "console", "marks", "pid", "pidfd", "start_time", "warnings")
 
     def __init__(self, launched: Launched, start_time: int, marks: Marks) -> None:
         self.pid = launched.pid
         self.pidfd: OwnedFd = launched.pidfd
         self.console: OwnedFd | None = launched.console
-        self.cgroup = launched.cgroup
+        self.cgroup, self.cgroup_why = launched.cgroup, launched.cgroup_why
         self.warnings = launched.warnings
         self.start_time = start_time
         self.marks = marks

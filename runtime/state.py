@@ -11,7 +11,7 @@ import errno
 import os
 
 from runtime.errors import IdInUse, InvalidId, InvalidState, NotFound, StageError
-from runtime.linux import process
+from runtime.linux import procstat
 from runtime.record import Record, as_dict
 from runtime.spec.json import dump, parse
 
@@ -44,6 +44,7 @@ GATE = "start.sock"
 class State(Record):
     """The content of state.json. `start_time` is init's, in clock ticks after boot; `created` RFC 3339 UTC.
 
+    `cgroups_path` is below each hierarchy's mount point, and `unit` systemd's name for it, if it is systemd's.
     A `pid` of 0 says that create has not come far enough to have one. `owner` is the uid of who made it.
     `terms` is for those who exec in it or delete it (`runtime.terms`).
     """
@@ -62,6 +63,7 @@ class State(Record):
     stdio: tuple[str, ...] = ()
     terms: dict[str, Any] | None = None
     owner: int = 0
+    unit: str = ""
     version: int = 1
 
 
@@ -201,7 +203,7 @@ def shown(
 def is_alive(pid: int, start_time: int) -> bool:
     """True while the very process runs that had `pid` at `start_time`; a zombie has ended."""
     try:
-        return process.start_time(pid) == start_time and not process.is_zombie(pid)
+        return procstat.start_time(pid) == start_time and not procstat.is_zombie(pid)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESRCH):
             return False

@@ -260,9 +260,9 @@ class Container:
         operations.resume(self.runtime)
         self.pod.events.publish(TaskResumed(self.id))
 
-    def update(self, resources: bytes) -> None:
+    def update(self, resources: bytes) -> Steps[None]:
         """Change limits to what the OCI LinuxResources in JSON say. ConfigError, CgroupError, InvalidState."""
-        operations.update(self.runtime, load_resources(resources))
+        yield from operations.update(self.runtime, load_resources(resources))
 
     def pids(self) -> list[int]:
         """All processes in the container's cgroups, as the shim's PID namespace sees them."""

@@ -176,9 +176,9 @@ class TaskService:
         self._pod.find(request.id).resume()
         return Empty()
 
-    def update(self, request: task.UpdateTaskRequest, _call: Call) -> Empty:
+    def update(self, request: task.UpdateTaskRequest, _call: Call) -> Steps[Empty]:
         """Change a container's limits."""
-        self._pod.find(request.id).update(request.resources.value if request.resources else b"{}")
+        yield from self._pod.find(request.id).update(request.resources.value if request.resources else b"{}")
         return Empty()
 
     def resize_pty(self, request: task.ResizePtyRequest, _call: Call) -> Empty:

@@ -4,21 +4,34 @@
     resources   limits as a list of writes (pure); plan_v1 and plan_v2 know the files of each version
     devices     device rules as a policy (pure); v1 writes it, device_program compiles it to eBPF for v2
     directories make a container's directories, hand v2 controllers down, remove all of it
-    cgroup      Cgroup: one container's place in every hierarchy, and Join, the way into it
+    cgroup      Cgroup: one container's place in every hierarchy
+    joining     Join, the way into it or into a cgroup below it
+    driver      file system or systemd; `slice:prefix:name` as a unit's name (pure)
     freezer stats_v1 stats_v2     pausing; counters
     files       reading and writing the files of one cgroup
+
+Loaded by those alone who need them, and never from here:
+
+    systemd     units over D-Bus (bus); unit_properties and unit_annotations (pure) say what it is asked for
+    transient_cpuset              CPUs for a tenant that may not yet have its own
 
 No process is ever moved by pid on the way in: see `Join`.
 """
 
 from __future__ import annotations
 
-from runtime.cgroups.cgroup import Cgroup, Join, create_cgroup, landlord_directory, open_cgroup
+from runtime.cgroups.cgroup import Cgroup, Join, create_cgroup, landlord_directory, open_cgroup, reopen
+from runtime.cgroups.driver import FS, SYSTEMD, booted_with_systemd, driver_of
+from runtime.cgroups.joining import LANDLORD_POLICY, STRICT_POLICY, parse_sub_cgroups
 from runtime.cgroups.layout import CgroupView, Hierarchy, Layout, detect_layout
 from runtime.cgroups.resources import FRESH, Current, Write, plan_writes
 
 __all__ = [
     "FRESH",
+    "FS",
+    "LANDLORD_POLICY",
+    "STRICT_POLICY",
+    "SYSTEMD",
     "Cgroup",
     "CgroupView",
     "Current",
@@ -26,9 +39,13 @@ __all__ = [
     "Join",
     "Layout",
     "Write",
+    "booted_with_systemd",
     "create_cgroup",
     "detect_layout",
+    "driver_of",
     "landlord_directory",
     "open_cgroup",
+    "parse_sub_cgroups",
     "plan_writes",
+    "reopen",
 ]

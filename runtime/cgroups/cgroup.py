@@ -1,89 +1,79 @@
 """One container's cgroups: made, joined, limited, stopped, counted and removed as one thing.
 
 A container has a directory of the same path in every hierarchy, the v2 one of a hybrid machine included.
-Joining is prepared here (`Join`) and done by the one who joins: writing somebody's pid to `cgroup.procs`
-takes a lock that all forks of the machine wait for (7 to 16 ms on a quiet node); a single thread that writes
-0 to a v1 `tasks` file, or is cloned into its v2 cgroup, does not.
+Where systemd made it (`systemd`), a unit belongs to it, which is asked first for every change.
 """
 
 from __future__ import annotations
 
 import _signal
-import errno
-import os
 
 from runtime.cgroups import directories, limits, signals, stats_v1, stats_v2
 from runtime.cgroups.devices import plan_devices
-from runtime.cgroups.files import open_directory, parse_pairs, read_file
+from runtime.cgroups.driver import FS, SYSTEMD
+from runtime.cgroups.files import parse_pairs, read_file
 from runtime.cgroups.freezer import Freezer
-from runtime.cgroups.layout import UNIFIED, parse_cgroups_path, unified_path
+from runtime.cgroups.joining import GONE, LANDLORD_POLICY, Join, landlord_directory, open_join
+from runtime.cgroups.layout import UNIFIED, parse_cgroups_path
 from runtime.cgroups.resources import plan_writes
-from runtime.errors import CgroupError, Unsupported, describe
-from runtime.linux.fds import OwnedFd, close_all
+from runtime.errors import CgroupError, InvalidState, Unsupported, describe
+from runtime.waiting import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from typing import Any
 
+    from runtime.cgroups.devices import DevicePolicy
     from runtime.cgroups.layout import Hierarchy, Layout
+    from runtime.cgroups.systemd import Placeholder, Systemd
+    from runtime.cgroups.writes import Write
     from runtime.spec.model import Resources
-    from runtime.waiting import Wait
+    from runtime.waiting import Operation, Wait
 
     Stats = stats_v1.Metrics | stats_v2.Metrics
 
-_GONE = (errno.ENOENT, errno.ENODEV)
-
-# Joined last: memory, so that less of what the child touches before its execve is charged to the container;
-# after it the freezer, where a frozen container stops whoever joins.
-_LAST_JOINED = ("memory", "freezer")
-
-
-class Join:
-    """The way into a cgroup: `tasks` files of the v1 hierarchies, open for writing, and the v2 directory, if any."""
-
-    __slots__ = ("v1_tasks", "v2_dir")
-
-    def __init__(self, v1_tasks: tuple[OwnedFd, ...], v2_dir: OwnedFd | None) -> None:
-        self.v1_tasks = v1_tasks
-        self.v2_dir = v2_dir
-
-    def __enter__(self) -> Join:
-        return self
-
-    def __exit__(self, *_failure: object) -> None:
-        self.close()
-
-    def fds(self) -> tuple[int, ...]:
-        """The numbers a child must keep open until it has joined."""
-        return tuple(fd.fileno() for fd in self.v1_tasks)
-
-    def enter_v1(self) -> None:
-        """Move the calling thread into the v1 cgroups; the process must have no other thread. OSError.
-
-        ENOSPC means a cpuset without CPUs or memory nodes, ENODEV a cgroup that was removed meanwhile.
-        """
-        for fd in self.v1_tasks:
-            os.write(fd.fileno(), b"0")
-
-    def close(self) -> None:
-        """Close all of it; a second call does nothing."""
-        close_all(self.v1_tasks)
-        if self.v2_dir is not None:
-            self.v2_dir.close()
+__all__ = ["Cgroup", "Join", "create_cgroup", "landlord_directory", "open_cgroup", "reopen"]
 
 
 class Cgroup:
-    """A container's cgroups at `path` in every hierarchy of `layout`. Holds no descriptor and no state of its own.
+    """A container's cgroups at `path` in every hierarchy of `layout`. It is all names, but for a placeholder.
 
-    `paths` is the directory in each hierarchy by the hierarchy's name.
+    `paths` is the directory in each hierarchy by the hierarchy's name. `unit` is the name of systemd's unit, "" for
+    a cgroup of the file system driver; `systemd` the way to ask for its changes, None where nobody gave one.
     """
 
-    __slots__ = ("layout", "path", "paths")
+    __slots__ = ("layout", "path", "paths", "placeholder", "systemd", "unit")
 
-    def __init__(self, layout: Layout, path: str) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        path: str,
+        unit: str = "",
+        systemd: Systemd | None = None,
+        placeholder: Placeholder | None = None,
+    ) -> None:
         self.layout = layout
         self.path = path
         self.paths = {each.name: f"{each.mountpoint}/{path}" for each in layout.hierarchies}
+        self.unit = unit
+        self.systemd = systemd
+        self.placeholder = placeholder
+
+    @property
+    def driver(self) -> str:
+        """FS or SYSTEMD."""
+        return SYSTEMD if self.unit else FS
+
+    def settle(self) -> None:
+        """The first process has joined: end the placeholder that a scope needed until now. May be called again."""
+        if self.placeholder is not None:
+            self.placeholder.end()
+            self.placeholder = None
+
+    def describe(self) -> dict[str, Any]:
+        """What `reopen` needs to know of it in another process, as JSON has it."""
+        return {"driver": self.driver, "path": self.path, "unit": self.unit, "paths": dict(self.paths)}
 
     def child(self, relative: str) -> Cgroup:
         """The cgroup at `relative` below this one, which need not exist; ConfigError for a bad path."""
@@ -91,48 +81,28 @@ class Cgroup:
 
     # ---- joining -------------------------------------------------------------------------------
 
-    def open_v1_tasks(self) -> tuple[OwnedFd, ...]:
-        """The `tasks` file of every v1 hierarchy, open for writing; OSError (ENOENT where the cgroup is gone)."""
-        opened: list[OwnedFd] = []
-        try:
-            for hierarchy in sorted(self.layout.v1, key=_join_order):
-                file = f"{self.paths[hierarchy.name]}/tasks"
-                opened.append(OwnedFd(os.open(file, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)))
-        except OSError:
-            close_all(opened)
-            raise
-        return tuple(opened)
-
-    def open_v2_dir(self) -> OwnedFd | None:
-        """The v2 directory for CLONE_INTO_CGROUP, or None without a v2 hierarchy; OSError (ENOENT where it is gone)."""
-        hierarchy = self.layout.unified
-        return None if hierarchy is None else open_directory(hierarchy, self.path)
-
-    def open_join(self, landlord_pid: int = 0) -> Join:
-        """All that is needed to be born in this cgroup; OSError.
-
-        For a tenant with `landlord_pid`: where the v2 directory is gone, the landlord's stands in for it (a
-        landlord that moved away and removed it). The same failing with EBUSY shows only in clone3.
-        """
-        tasks = self.open_v1_tasks()
-        try:
-            try:
-                directory = self.open_v2_dir()
-            except OSError as error:
-                if not landlord_pid or error.errno not in _GONE:
-                    raise
-                directory = landlord_directory(self.layout, landlord_pid)
-        except BaseException:
-            close_all(tasks)
-            raise
-        return Join(tasks, directory)
+    def open_join(
+        self, landlord_pid: int = 0, sub: dict[str, str] | None = None, policy: str = LANDLORD_POLICY
+    ) -> Join:
+        """All that is needed to be born in this cgroup, or below it: `joining.open_join`."""
+        return open_join(self.layout, self.path, landlord_pid, sub, policy)
 
     # ---- limits --------------------------------------------------------------------------------
 
     def apply(self, resources: Resources) -> None:
-        """Change the limits of a cgroup in use to `resources`; what they don't mention stays. CgroupError."""
+        """`changing`, waited for by blocking."""
+        run(self.changing(resources))
+
+    def changing(self, resources: Resources) -> Operation[None]:
+        """Change the limits of a cgroup in use to `resources`; what they don't mention stays. CgroupError.
+
+        It waits for systemd alone.
+        """
         try:
-            limits.update(self.layout, self.path, resources)
+            if self.unit and self.systemd is not None:
+                yield from self.systemd.update(self, resources)
+            else:
+                limits.update(self.layout, self.path, resources)
         except OSError as error:
             raise CgroupError(f"update cgroup {self.path}: {describe(error)}") from error
 
@@ -192,9 +162,9 @@ class Cgroup:
                 return found
         return self.layout.unified or self.layout.hierarchies[0]
 
-    def holders(self) -> list[int]:
-        """The pids that keep the cgroup from being removed, in any hierarchy."""
-        return sorted(directories.all_processes(self.paths.values()))
+    def holders(self, most: int = 1000) -> list[int]:
+        """Pids that keep the cgroup from being removed, in any hierarchy: at most about `most` of them."""
+        return sorted(directories.all_processes(self.paths.values(), most))[:most]
 
     def signal_all(self, signum: int) -> None:
         """Send `signum` to every process in the container. SIGKILL also reaches a paused one.
@@ -242,44 +212,73 @@ class Cgroup:
         try:
             return parse_pairs(read_file(f"{self.paths[hierarchy.name]}/{file}")).get("oom_kill", 0)
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 return 0
             raise
 
     # ---- the end -------------------------------------------------------------------------------
 
     def try_delete(self) -> bool:
-        """Remove the directories and all below them, once, without waiting. False while a process is in one.
+        """`deleting`, waited for by blocking."""
+        return run(self.deleting())
 
-        `holders` then says who. CgroupError for anything but that.
+    def deleting(self) -> Operation[bool]:
+        """Remove the directories and all below them, and the unit, once. False while a process is in one.
+
+        `holders` then says who. CgroupError for anything but that. It waits for systemd alone.
         """
+        self.settle()
+        refusal: CgroupError | None = None
         try:
+            if self.unit and self.systemd is not None:
+                if self.holders(1):
+                    return False
+                # Before the directories: systemd would wait for a cgroup that is gone to become empty.
+                refusal = yield from self.systemd.stopping(self.unit)
             removed = [directories.try_remove(path) for path in self.paths.values()]  # a busy one spares none
         except OSError as error:
             raise CgroupError(f"remove cgroup {self.path}: {error.strerror}") from error
+        if refusal is not None and not all(removed):
+            raise refusal
         return all(removed)
 
 
-def _join_order(hierarchy: Hierarchy) -> int:
-    return max(
-        (rank for rank, name in enumerate(_LAST_JOINED, 1) if name in hierarchy.controllers), default=0
-    )
-
-
-def create_cgroup(layout: Layout, cgroups_path: str, resources: Resources, container_id: str = "") -> Cgroup:
+def create_cgroup(
+    layout: Layout,
+    cgroups_path: str,
+    resources: Resources,
+    container_id: str = "",
+    *,
+    systemd: Systemd | None = None,
+    annotations: dict[str, str] | None = None,
+) -> Cgroup:
     """Make a container's cgroup at `cgroups_path` (empty: named after `container_id`) and set its limits.
 
-    A directory that is there already may be used if it holds no process and is not frozen. On failure, which is a
-    CgroupError, ConfigError or Unsupported, nothing that was made is left.
+    With `systemd` the path is `slice:prefix:name` and the cgroup a unit of it, with those properties that
+    `annotations` ask for; it blocks until systemd is done (`Systemd.create` is the same as an operation).
+    Without, a directory that is there already may be used if it holds no process and is not frozen. On failure,
+    which is a CgroupError, ConfigError or Unsupported, nothing that was made is left.
     """
-    path = parse_cgroups_path(cgroups_path, container_id)
+    if systemd is not None:
+        return run(systemd.create(layout, cgroups_path, resources, container_id, annotations or {}))
+    cgroup = Cgroup(layout, parse_cgroups_path(cgroups_path, container_id))
     writes = plan_writes(resources, layout)  # a bad limit fails here, before there is anything to undo
-    policy = plan_devices(resources.devices)
-    cgroup = Cgroup(layout, path)
+    furnish(cgroup, resources, writes, plan_devices(resources.devices))
+    return cgroup
+
+
+def furnish(
+    cgroup: Cgroup, resources: Resources, writes: tuple[Write, ...], policy: DevicePolicy, ours: bool = False
+) -> None:
+    """Make the directories of `cgroup` and set its limits; on failure nothing is left that was not there before.
+
+    `ours`: what is there already was made for us a moment ago. CgroupError otherwise, if somebody uses it.
+    """
+    layout, path = cgroup.layout, cgroup.path
     made: list[str] = []
     try:
         new = [directories.make_directory(each, path, made) for each in layout.hierarchies]
-        if not all(new):
+        if not ours and not all(new):
             _refuse_used(cgroup)
             writes = plan_writes(resources, layout, limits.read_current(resources, layout.places(path)))
         if (cpuset := layout.find("cpuset")) is not None and cpuset.version == 1:
@@ -291,7 +290,6 @@ def create_cgroup(layout: Layout, cgroups_path: str, resources: Resources, conta
         if isinstance(failure, OSError):
             raise CgroupError(f"make cgroup {path}: {describe(failure)}") from failure
         raise
-    return cgroup
 
 
 def _refuse_used(cgroup: Cgroup) -> None:
@@ -303,22 +301,22 @@ def _refuse_used(cgroup: Cgroup) -> None:
 
 
 def open_cgroup(layout: Layout, cgroups_path: str, container_id: str = "") -> Cgroup:
-    """The cgroup that `create_cgroup` made with the same arguments, in this process or another. Touches nothing."""
+    """The cgroup that `create_cgroup` made with the same arguments, in this process or another. Touches nothing.
+
+    For the file system driver only: `reopen` knows both.
+    """
     return Cgroup(layout, parse_cgroups_path(cgroups_path, container_id))
 
 
-def landlord_directory(layout: Layout, pid: int, proc_fd: int | None = None) -> OwnedFd:
-    """The v2 cgroup that the landlord `pid` is in now, for a tenant that can't join the container's own.
-
-    It is the unified entry of /proc/PID/cgroup below the v2 mount point; `proc_fd` is a trusted procfs (the
-    default is the one mounted here). CgroupError where there is none; OSError, ENOENT also for a landlord
-    that is gone or whose cgroup was removed.
-    """
-    hierarchy = layout.unified
-    if hierarchy is None:
-        raise CgroupError(f"cgroup of process {pid}: this machine has no cgroup v2")
-    text = read_file(f"{pid}/cgroup" if proc_fd is not None else f"/proc/{pid}/cgroup", proc_fd)
-    path = unified_path(text, hierarchy.root)
-    if path is None:
-        raise CgroupError(f"cgroup of process {pid}: no unified entry below {hierarchy.mountpoint}")
-    return open_directory(hierarchy, path)
+def reopen(layout: Layout, described: dict[str, Any], systemd: Systemd | None = None) -> Cgroup:
+    """The cgroup that said `described` of itself. Touches nothing; InvalidState for what `describe` never said."""
+    path, unit, paths = (described.get(key) for key in ("path", "unit", "paths"))
+    if not isinstance(path, str) or not isinstance(unit, str) or not isinstance(paths, dict):
+        raise InvalidState("the description of a cgroup is damaged")
+    cgroup = Cgroup(layout, parse_cgroups_path(path), unit, systemd)
+    for name, directory in paths.items():
+        if name in cgroup.paths and cgroup.paths[name] != directory:
+            raise InvalidState(
+                f"cgroup {path}: hierarchy {name} was at {directory}, but is at {cgroup.paths[name]}"
+            )
+    return cgroup

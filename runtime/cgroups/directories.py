@@ -223,18 +223,28 @@ def _child_names(directory: int) -> list[str]:
         return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
-def processes(directory: str) -> list[int]:
-    """The pids in `directory` and all below it; none where it is gone. OSError if it can't be read."""
+def processes(directory: str, most: int = 0) -> list[int]:
+    """The pids in `directory` and all below it; none where it is gone. OSError if it can't be read.
+
+    With `most`, enough is enough: a cgroup more is not read when so many have been found.
+    """
     found: list[int] = []
     for fd, name in walk(directory):
         if not name:
             found += _own_processes(fd)
+            if most and len(found) >= most:
+                break
     return found
 
 
-def all_processes(directories: Iterable[str]) -> set[int]:
-    """The pids in any of `directories` and below; OSError."""
-    return {pid for directory in directories for pid in processes(directory)}
+def all_processes(directories: Iterable[str], most: int = 0) -> set[int]:
+    """The pids in any of `directories` and below; OSError. `most` as for `processes`."""
+    found: set[int] = set()
+    for directory in directories:
+        found.update(processes(directory, most))
+        if most and len(found) >= most:
+            break
+    return found
 
 
 def _own_processes(directory: int) -> list[int]:

@@ -184,8 +184,8 @@ def parse_cgroups_path(cgroups_path: str, container_id: str = "") -> str:
         raise ConfigError(where, f"{cgroups_path[:300]!r} contains a control character")
     if cgroups_path.count(":") == 2 and "/" not in cgroups_path:
         raise Unsupported(
-            f"{where}: {cgroups_path[:300]!r} asks for the systemd cgroup driver: not supported, "
-            "set cgroupDriver: cgroupfs in the kubelet's configuration"
+            f"{where}: {cgroups_path[:300]!r} asks for the systemd cgroup driver, and this is the one of the file "
+            "system: kubelet, containerd and runtime must all use the same"
         )
     parts = [part for part in cgroups_path.split("/") if part not in ("", ".")] or [container_id]
     for part in parts:
@@ -211,6 +211,11 @@ def unified_path(proc_cgroup: str, root: str) -> str | None:
             break
     else:
         return None
+    return below_root(path, root)
+
+
+def below_root(path: str, root: str) -> str | None:
+    """The absolute cgroup `path` relative to a mount that shows `root`; None if it lies outside of that."""
     if root != "/":
         if path != root and not path.startswith(f"{root}/"):
             return None

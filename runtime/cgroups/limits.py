@@ -9,7 +9,7 @@ from runtime.cgroups import directories
 from runtime.cgroups.devices import attach_v2, plan_devices, write_v1
 from runtime.cgroups.files import open_directory, parse_pairs, read_file, write_all
 from runtime.cgroups.layout import UNIFIED
-from runtime.cgroups.resources import plan_writes
+from runtime.cgroups.resources import PARTITION, plan_writes
 from runtime.cgroups.writes import FRESH, Current
 from runtime.errors import CgroupError
 from runtime.record import replace
@@ -33,6 +33,14 @@ def configure(layout: Layout, path: str, writes: tuple[Write, ...]) -> None:
         if mine:
             with open_directory(hierarchy, path) as directory:
                 write_all(directory.fileno(), f"{hierarchy.mountpoint}/{path}", mine)
+                _check_partition(directory.fileno(), f"{hierarchy.mountpoint}/{path}", mine)
+
+
+def _check_partition(directory: int, path: str, writes: list[Write]) -> None:
+    """CgroupError for a partition of CPUs that the kernel has noted but not made: only reading it back tells."""
+    for write in writes:
+        if write.file == PARTITION and "invalid" in (state := read_file(PARTITION, directory).strip()):
+            raise CgroupError(f"{write.field}: {path}/{PARTITION} is {state!r}")
 
 
 def _hand_down(layout: Layout, hierarchy: Hierarchy, path: str, writes: list[Write]) -> None:
@@ -59,6 +67,11 @@ def set_devices(layout: Layout, path: str, policy: DevicePolicy, *, fresh: bool)
 def update(layout: Layout, path: str, resources: Resources) -> None:
     """Change a cgroup in use to `resources`, as far as they say; CgroupError."""
     writes = plan_writes(resources, layout, read_current(resources, layout.places(path)))
+    put_in_force(layout, path, resources, writes)
+
+
+def put_in_force(layout: Layout, path: str, resources: Resources, writes: tuple[Write, ...]) -> None:
+    """Do `writes` in a cgroup in use, and change its devices where `resources` name some; CgroupError."""
     configure(layout, path, writes)
     if resources.devices:
         set_devices(layout, path, plan_devices(resources.devices), fresh=False)

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     Planner = Callable[[str], list[Write]]
 
-__all__ = ["FRESH", "Current", "Write", "plan_writes"]
+__all__ = ["FRESH", "PARTITION", "Current", "Write", "ignored_fields", "plan_writes"]
 
 _MOST_VALUE = 4096  # a cgroup file takes one page
+PARTITION = "cpuset.cpus.partition"
 _SETTABLE_CORE_FILES = ("cgroup.max.depth", "cgroup.max.descendants")
 
 
@@ -56,6 +57,20 @@ def plan_writes(resources: Resources, layout: Layout, current: Current = FRESH) 
         writes += _plan_rdma(device, limit_of_device, layout)
     writes += _plan_unified(resources.unified or {}, layout)
     return tuple(writes)
+
+
+def ignored_fields(resources: Resources) -> tuple[str, ...]:
+    """What `resources` set to no effect, each with the reason, for a warning: fields that runc ignores as well."""
+    memory = resources.memory
+    if memory is None:
+        return ()
+    told = []
+    for name, value in (("kernel", memory.kernel), ("kernelTCP", memory.kernel_tcp)):
+        if value is not None:
+            told.append(f"{PREFIX}.memory.{name} is ignored: kernel memory has no limit of its own any more")
+    if memory.use_hierarchy is False:
+        told.append(f"{PREFIX}.memory.useHierarchy is ignored: limits always count what is below")
+    return tuple(told)
 
 
 def _in_hierarchy_of(controller: str, layout: Layout, v1: Planner, v2: Planner) -> list[Write]:
@@ -160,7 +175,8 @@ def _plan_rdma(device: str, limit: Rdma, layout: Layout) -> list[Write]:
 def _plan_unified(unified: dict[str, str], layout: Layout) -> list[Write]:
     """`unified`: v2 files by name. They come last, so that they win over what the other fields say."""
     writes: list[Write] = []
-    for key, value in unified.items():
+    for key in sorted(unified, key=lambda each: each == PARTITION):  # its CPUs first
+        value = unified[key]
         field = f"{PREFIX}.unified"
         check_name(field, key)
         if len(value) >= _MOST_VALUE or "\0" in value:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 _MOST_ROUNDS = 20
+_BATCH = 128  # descriptors at a time: a container may have more processes than we may have open files
 
 
 def kill_v2(directory: str) -> bool:
@@ -30,14 +31,25 @@ def kill_v2(directory: str) -> bool:
 
 
 def signal_members(directories: Collection[str], signum: int) -> None:
-    """Send `signum` once to each process in `directories` and below, those that are forked meanwhile included."""
+    """Send `signum` once to each process in `directories` and below, those that are forked meanwhile included.
+
+    CgroupError where not even one process can be held by a descriptor.
+    """
     signalled: set[int] = set()
     for _round in range(_MOST_ROUNDS):
         new = [pid for pid in all_processes(directories) if pid not in signalled]
         if not new:
             return
-        handles = {pid: handle for pid in new if (handle := _open(pid)) is not None}
+        for start in range(0, len(new), _BATCH):
+            _signal_batch(directories, new[start : start + _BATCH], signum)
+        signalled.update(new)
+
+
+def _signal_batch(directories: Collection[str], pids: list[int], signum: int) -> None:
+    while pids:
+        handles: dict[int, OwnedFd] = {}
         try:
+            later = _hold(pids, handles)
             # A pid that is still listed after its pidfd was opened is no stranger who got a used number.
             members = all_processes(directories)
             for pid, handle in handles.items():
@@ -45,16 +57,27 @@ def signal_members(directories: Collection[str], signum: int) -> None:
                     _send(handle, signum)
         finally:
             close_all(handles.values())
-        signalled.update(new)
+        pids = later
 
 
-def _open(pid: int) -> OwnedFd | None:
-    try:
-        return OwnedFd(os.pidfd_open(pid))
-    except OSError as error:
-        if error.errno in (errno.ESRCH, errno.EINVAL):  # gone; or, in a threaded cgroup, not a whole process
-            return None
-        raise CgroupError(f"signal process {pid}: {error.strerror}") from error
+def _hold(pids: list[int], handles: dict[int, OwnedFd]) -> list[int]:
+    """Fill `handles`, pidfds by pid; those `pids` are returned for which there was no descriptor left."""
+    for index, pid in enumerate(pids):
+        try:
+            handles[pid] = OwnedFd(os.pidfd_open(pid))
+        except OSError as error:
+            if error.errno in (
+                errno.ESRCH,
+                errno.EINVAL,
+            ):  # gone; or, in a threaded cgroup, not a whole process
+                continue
+            if error.errno in (errno.EMFILE, errno.ENFILE) and len(handles) > 1:
+                # One less: reading who is a member takes a descriptor too.
+                last, handle = handles.popitem()
+                handle.close()
+                return [last, *pids[index:]]
+            raise CgroupError(f"signal process {pid}: {error.strerror}") from error
+    return []
 
 
 def _send(handle: OwnedFd, signum: int) -> None:

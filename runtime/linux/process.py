@@ -7,11 +7,11 @@ child out into the parent's code. Only `runtime/stages/clone.py` and the warden 
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 
 from runtime.linux import constants as c
 from runtime.linux.libc import c_int, c_size_t, c_uint, c_ulong, function, syscall
+from runtime.linux.procstat import start_time as start_time  # noqa: PLC0414 -- of processes, and for their users
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,6 +125,11 @@ def reset_hidden_signals() -> None:
         syscall("rt_sigaction", _SYS_rt_sigaction, c_int(number), _DEFAULT_ACTION, None, c_size_t(8))
 
 
+def set_parent_death_signal(number: int) -> None:
+    """PR_SET_PDEATHSIG (Linux 2.1.57): the signal that we get when the thread that made us ends."""
+    _prctl(c.PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
 def set_child_subreaper() -> None:
     """PR_SET_CHILD_SUBREAPER: orphans below this process become its children (Linux 3.4)."""
     _prctl(c.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -148,26 +153,3 @@ def close_all_but(keep: tuple[int, ...]) -> None:
             close_range(first, number - 1)
         first = max(first, number + 1)
     close_range(first, 0xFFFFFFFF)
-
-
-def start_time(pid: int) -> int:
-    """When `pid` was started, in clock ticks after boot (proc_pid_stat(5)); FileNotFoundError when it is gone.
-
-    With it a pid names one process for ever: pids are used again, pid and start time together are not.
-    """
-    return int(_stat_fields(pid)[19])
-
-
-def is_zombie(pid: int) -> bool:
-    """True for a process that has ended and is not yet waited for; FileNotFoundError when it is gone."""
-    return _stat_fields(pid)[0] in (b"Z", b"X")
-
-
-def _stat_fields(pid: int) -> list[bytes]:
-    """The fields of /proc/PID/stat after the command's name, which may hold spaces and parentheses."""
-    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        line = os.read(fd, 4096)
-    finally:
-        os.close(fd)
-    return line[line.rindex(b")") + 2 :].split()

@@ -20,7 +20,7 @@ import _signal
 import os
 
 from runtime import state, terms
-from runtime.cgroups import open_cgroup
+from runtime.cgroups import open_cgroup, reopen
 from runtime.container import Container, CreateRequest
 from runtime.errors import ConfigError, ManorError, StageError
 from runtime.linux.fds import OwnedFd, close_all
@@ -203,7 +203,7 @@ def _describe(container: Container) -> dict[str, Any]:
     return {
         "start_time": container.start_time,
         "created": container.created,
-        "cgroup": container.cgroup.path,
+        "cgroup": container.cgroup.describe(),
         "warnings": container.warnings,
         "marks": container.marks,
         "terms": terms.to_json(container.terms),
@@ -222,7 +222,8 @@ def _adopt(host: Host, request: ApartRequest, message: Created, fds: list[OwnedF
     launched.console = named.pop("console", None)
     close_all(named.values())
     launched.warnings = tuple(said["warnings"])
-    cgroup = open_cgroup(host.layout, said["cgroup"], request.id)
+    systemd = host.systemd() if said["cgroup"]["unit"] and host.systemd is not None else None
+    cgroup = reopen(host.layout, said["cgroup"], systemd)
     container = Container(host, request.id, request.bundle, launched, cgroup, terms.from_json(said["terms"]))
     container.start_time, container.created = said["start_time"], said["created"]
     container.marks = tuple((step, when) for step, when in said["marks"])

@@ -6,9 +6,9 @@ import os
 import time
 
 from runtime import state, terms, trace
-from runtime.cgroups import create_cgroup
+from runtime.cgroups import FS, create_cgroup, driver_of
 from runtime.container import Container
-from runtime.errors import InvalidState, ManorError, StageError
+from runtime.errors import InvalidState, ManorError, StageError, Unsupported
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import start_time
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from runtime.cgroups import Cgroup
     from runtime.container import CreateRequest, Host, Terms
     from runtime.namespaces import NamespacePlan
+    from runtime.spec.model import Spec
     from runtime.stages.plan import ProcessPlan
     from runtime.stages.stage0_parent import Launched
     from runtime.waiting import Operation
@@ -80,7 +81,7 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
         plan = _plan_landlord(host, request, namespaces, process, gate, attendance)
         lent += landlord_fds(plan)
         timeline.mark("plan")
-        cgroup = create_cgroup(host.layout, spec.linux.cgroups_path or "", spec.linux.resources, request.id)
+        cgroup = yield from _make_cgroup(host, spec, request.id)
         undo.push(cgroup.try_delete)
         timeline.mark("make cgroup")
         container = yield from _bring_up(host, request, plan, said, cgroup, attendance, timeline)
@@ -89,6 +90,17 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
     attendance.close()
     close_all(lent)
     return container
+
+
+def _make_cgroup(host: Host, spec: Spec, container_id: str) -> Operation[Cgroup]:
+    path, resources = spec.linux.cgroups_path or "", spec.linux.resources
+    if driver_of(path, host.systemd_cgroup) == FS:
+        return create_cgroup(host.layout, path, resources, container_id)
+    if host.systemd is None:
+        raise Unsupported(
+            f"linux.cgroupsPath {path!r} is for systemd, which this machine was not booted with"
+        )
+    return (yield from host.systemd().create(host.layout, path, resources, container_id, spec.annotations))
 
 
 def _bring_up(
@@ -106,6 +118,7 @@ def _bring_up(
     try:
         side = _host_side(host, request, plan, said, attendance, timeline)
         launched = yield from _launch(request, plan, cgroup, side)
+        cgroup.settle()
         launched.warnings += plan.process.credentials.warnings
         if attendance.rdt is not None:
             said = replace(said, rdt=attendance.rdt)
@@ -242,4 +255,5 @@ def describe(container: Container, request: CreateRequest) -> state.State:
         created=container.created,
         cgroups_path=container.cgroup.path,
         cgroup_directories=tuple(container.cgroup.paths.items()),
+        unit=container.cgroup.unit,
     )

@@ -82,7 +82,7 @@ def remove_cgroup(cgroup: Cgroup) -> Operation[None]:
     for delay_s in _RETRIES_S:
         if delay_s:
             yield Sleep(delay_s)
-        if cgroup.try_delete():
+        if (yield from cgroup.deleting()):
             return
         cgroup.signal_all(_signal.SIGKILL)
     holders = " ".join(map(str, cgroup.holders()[:16])) or "nobody that can be seen"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runtime import rdt, state
 from runtime.affinity import isolated_cpus, plan_tenant
-from runtime.cgroups import landlord_directory
+from runtime.cgroups import LANDLORD_POLICY, STRICT_POLICY, landlord_directory
 from runtime.container import Tenant
 from runtime.errors import ManorError, StageError
 from runtime.linux.process import start_time
@@ -76,14 +76,15 @@ def _launch(
     )
     if request.options.ignore_paused:
         side.patience_s = None  # until somebody resumes the container
-    join = cgroup.open_join(container.pid)
+    policy = STRICT_POLICY if request.options.strict else LANDLORD_POLICY
+    join = cgroup.open_join(container.pid, dict(request.options.cgroup) or None, policy)
     try:
         launched = yield from launch_tenant(
             plan,
             join,
             request.shape or choose_tenant_shape(plan.kinds),
             side,
-            None if request.options.strict else lambda: _landlord(container),
+            (lambda: _landlord(container)) if join.may_fall_back else None,
         )
     except ManorError as error:
         if cgroup.oom_kill_count() > kills_before:

@@ -11,7 +11,7 @@ import fcntl
 import os
 
 from runtime import state, terms
-from runtime.cgroups import open_cgroup
+from runtime.cgroups import open_cgroup, reopen
 from runtime.container import Container
 from runtime.errors import InvalidState, ManorError, NotFound
 from runtime.linux.fds import OwnedFd
@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from runtime.cgroups import Cgroup
     from runtime.container import Host
     from runtime.waiting import Operation
 
@@ -44,7 +45,7 @@ def load(host: Host, container_id: str) -> Container:
         status, pidfd = state.STOPPED, OwnedFd(-1)
     try:
         launched = Launched(known.pid, pidfd, Channel(OwnedFd(-1), "2:INIT"))
-        cgroup = open_cgroup(host.layout, known.cgroups_path, container_id)
+        cgroup = cgroup_of(host, known)
         container = Container(host, container_id, known.bundle, launched, cgroup, _terms(known))
     except BaseException:
         pidfd.close()
@@ -53,6 +54,19 @@ def load(host: Host, container_id: str) -> Container:
     container.start_time, container.created = known.start_time, known.created
     container.status = status
     return container
+
+
+def cgroup_of(host: Host, known: state.State) -> Cgroup:
+    """The cgroup that a state names; ManorError where the hierarchies are not what they were."""
+    said = {
+        "path": known.cgroups_path,
+        "unit": known.unit,
+        "paths": dict(known.cgroup_directories),
+    }
+    if not known.pid:  # it was to be made: its path is the config's, if it is a path at all
+        return open_cgroup(host.layout, known.cgroups_path, known.id)
+    systemd = host.systemd() if known.unit and host.systemd is not None else None
+    return reopen(host.layout, said, systemd)
 
 
 def _terms(known: state.State) -> Any:
@@ -88,7 +102,7 @@ def read_status(host: Host, known: state.State) -> str:
     if os.path.lexists(f"{directory}/{state.GATE}") or _is_at_the_gate(known.pid):
         return state.CREATED
     try:
-        frozen = open_cgroup(host.layout, known.cgroups_path, known.id).frozen()
+        frozen = cgroup_of(host, known).frozen()
     except (ManorError, OSError):
         frozen = False  # no freezer here, or the cgroup is going
     return state.PAUSED if frozen else state.RUNNING

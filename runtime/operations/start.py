@@ -26,12 +26,12 @@ def start(container: Container) -> Operation[None]:
         # Made by another process: we come to the gate from outside.
         launched = Launched(container.pid, container.pidfd, knock(container.directory(), container.id))
     timeline = Timeline()
-    timeline.mark("ask to start")
     container.become(state.RUNNING)
     container.start_gate = None
     kept = container.terms.hooks
     patience_s = None if kept is not None and kept.start_container else STAGE_TIMEOUT_S
     try:
+        timeline.mark("ask to start")
         yield from start_landlord(launched, patience_s)
     finally:
         launched.channel.close()

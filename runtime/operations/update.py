@@ -33,9 +33,9 @@ def resume(container: Container) -> None:
     container.become(state.RUNNING)
 
 
-def update(container: Container, resources: Resources) -> None:
+def update(container: Container, resources: Resources) -> Operation[None]:
     """Change the limits that `resources` names. CgroupError naming field, file and value."""
     container.require("update", state.CREATED, state.RUNNING, state.PAUSED)
-    container.cgroup.apply(resources)
+    yield from container.cgroup.changing(resources)
     if resources.cpu is not None and resources.cpu.cpus is not None:
         container.terms = replace(container.terms, cpuset=resources.cpu.cpus)

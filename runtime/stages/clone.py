@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 INTER = "1:INTER"
 INIT = "2:INIT"
 HOOK = "HOOK"
+PLACEHOLDER = "SCOPE"
 
 _ALL_SIGNALS = tuple(number for number in range(1, _signal.NSIG) if number not in (32, 33))  # glibc keeps two
 _RESETTABLE = tuple(number for number in _ALL_SIGNALS if number not in (_signal.SIGKILL, _signal.SIGSTOP))
@@ -123,6 +124,23 @@ def spawn_hook(become: Callable[[], None], fds: tuple[int, ...]) -> tuple[int, i
         return clone_stage(HOOK, lambda _step: become(), far, fds)
     finally:
         near.close()  # a hook that cannot be run says so in its output
+        far.close()
+
+
+def spawn_placeholder() -> tuple[int, int]:
+    """Clone a child that does nothing until it is killed, or we end; (pid, pidfd). OSError."""
+    near, far = channel_pair("main", PLACEHOLDER)
+    parent = os.getpid()
+
+    def wait(_step: Step) -> None:
+        process.set_parent_death_signal(_signal.SIGKILL)
+        if os.getppid() == parent:
+            _signal.pause()
+
+    try:
+        return clone_stage(PLACEHOLDER, wait, far, ())
+    finally:
+        near.close()
         far.close()
 
 

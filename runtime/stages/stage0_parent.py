@@ -13,6 +13,7 @@ import os
 import select
 
 from runtime import trace
+from runtime.cgroups.joining import LANDLORD, OWN
 from runtime.errors import ManorError, StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import close_all
@@ -78,7 +79,7 @@ class HostSide:
 class Launched:
     """A stage 2 that is ready: behind the start gate (a landlord), or past its execve (a tenant)."""
 
-    __slots__ = ("cgroup", "channel", "console", "pid", "pidfd", "warnings")
+    __slots__ = ("cgroup", "cgroup_why", "channel", "console", "pid", "pidfd", "warnings")
 
     def __init__(self, pid: int, pidfd: OwnedFd, channel: Channel) -> None:
         self.pid = pid
@@ -86,7 +87,7 @@ class Launched:
         self.channel = channel
         self.console: OwnedFd | None = None
         self.warnings: tuple[str, ...] = ()
-        self.cgroup = "own"
+        self.cgroup, self.cgroup_why = OWN, ""
 
     def close(self) -> None:
         """Close everything that was not taken over; the process is not touched."""
@@ -140,7 +141,7 @@ def launch_tenant(
 ) -> Operation[Launched]:
     """Bring an exec past its execve. `landlord_cgroup` opens the cgroup to fall back to, None allows none."""
     launch = direct.launch_tenant if shape == DIRECT else staged.launch_tenant
-    joined, fallback = "own", None
+    joined, why, fallback = cgroup.place, "", None
     try:
         try:
             channels = launch(plan, cgroup, cgroup.v2_dir, None)
@@ -150,7 +151,7 @@ def launch_tenant(
             if error.errno in FALLBACK_ERRORS and landlord_cgroup is not None:
                 # Init moved away: into a child, so that its cgroup holds controllers (EBUSY), or for good.
                 fallback = landlord_cgroup()
-                joined = "landlord"
+                joined, why = LANDLORD, os.strerror(error.errno or 0)
                 channels = launch(plan, cgroup, fallback, None)
             elif error.errno == errno.ENOSYS:
                 fallback = landlord_cgroup() if landlord_cgroup is not None else None
@@ -163,9 +164,9 @@ def launch_tenant(
         if fallback is not None:
             fallback.close()
     launched = yield from _converse(channels, host)
-    launched.cgroup = joined
+    launched.cgroup, launched.cgroup_why = joined, why
     try:
-        yield from await_execve(launched)
+        yield from await_execve(launched, host.patience_s)
         host.timeline.mark("execute")
     except BaseException as failure:
         if not isinstance(failure, GeneratorExit):  # else nobody drives us any more

@@ -164,8 +164,9 @@ class Runtime:
         if made.status == state.CREATED:
             self.reaper.end(made.pid, 9)
 
-    def update(self, _made: SimpleNamespace, resources: Any) -> None:
+    def update(self, _made: SimpleNamespace, resources: Any) -> Iterator[Any]:
         self.asked.append(f"update {resources.pids.limit}")
+        yield from ()
 
 
 class Shim:
