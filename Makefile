@@ -9,7 +9,7 @@ CYCLES ?= 300
 help:  ## what there is to type
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 10
 
-venv:  ## .venv, with the commands manor and containerd-shim-manor-v2
+venv:  ## .venv, with the commands manor, manor-oci and containerd-shim-manor-v2
 	@$(PYTHON) tests/harness/venv.py
 
 tools:  ## containerd, runc, crictl and what else the machine lacks, into ~/.cache/manor

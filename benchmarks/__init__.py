@@ -2,6 +2,7 @@
 
 stage      one private containerd with every handler, and what each work needs on it
 works      the works: how one sample of each is taken
+oci        the commands: manor-oci beside runc and crun
 own        works in which Manor is measured against itself, and against bare Python
 processes  what processes hold and spend
 measure    taking samples in turns, medians, rows

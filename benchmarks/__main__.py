@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import measure, own, report, works
+from benchmarks import measure, oci, own, report, works
 from benchmarks.measure import Row
 from benchmarks.stage import Stage, describe
 from tests.harness import tools
@@ -24,7 +24,8 @@ OWN = ["exec.shim.traced", "fork.exit"]
 
 def arguments() -> argparse.Namespace:
     """What can be asked on the command line."""
-    names = [work.name for work in works.WORKS] + [f"pss.pod.{count}" for count in works.POD_COUNTS] + OWN
+    names = [work.name for work in works.WORKS] + [f"pss.pod.{count}" for count in works.POD_COUNTS]
+    names += OWN + list(oci.WORKS)
     parser = argparse.ArgumentParser(prog="bench", description="measure Manor beside runc")
     parser.add_argument(
         "--works", default="", help=f"some of: {', '.join(names)}; pss stands for all of pss.pod.*"
@@ -103,6 +104,9 @@ def main() -> int:
         print("the benchmarks need root", file=sys.stderr)
         return 1
     begin = time.monotonic()
+    of_commands = oci.measure_commands(asked.names, asked.quick, say)
+    if set(asked.names) <= set(oci.WORKS):
+        return tell(of_commands, Path(asked.output), begin)
     try:
         registry = Registry()
     except tools.ToolError as error:
@@ -121,10 +125,15 @@ def main() -> int:
             node.close()
     finally:
         registry.close()
+    return tell([*rows, *of_commands], Path(asked.output), begin)
+
+
+def tell(rows: list[Row], output: Path, begin: float) -> int:
+    """Print the table and write the JSON."""
     print(f"\nloads of the machine while measuring: {' '.join(f'{load:.1f}' for load in os.getloadavg())}")
     print("\n".join(report.table(rows)))
-    report.write(rows, Path(asked.output))
-    print(f"\n{len(rows)} rows in {time.monotonic() - begin:.0f} s; {asked.output}")
+    report.write(rows, output)
+    print(f"\n{len(rows)} rows in {time.monotonic() - begin:.0f} s; {output}")
     return 0
 
 

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from manor import checkout, trace
+from manor import checkout, oci, trace
+from runtime.cli.help import VERSION
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Verb:
 VERBS = {
     "demo": Verb("watch a pod from run to remove, through a containerd of its own", checkout.demo),
     "bench": Verb("measure Manor beside runc", checkout.bench),
+    "oci": Verb("run containers from bundles: runc's verbs and options", oci.main),
     "trace": Verb("show where the time of a start went", trace.main),
 }
 
@@ -36,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
+        return 0
+    if words[0] in ("-v", "--version"):
+        print(f"manor {VERSION}")
         return 0
     verb = VERBS.get(words[0])
     if verb is None:

@@ -43,6 +43,7 @@ class Host(Record):
     degrade: bool = False
     systemd_cgroup: bool | None = None
     systemd: Callable[[], Systemd] | None = None
+    rootless: bool = False
 
 
 def open_host(
@@ -51,22 +52,25 @@ def open_host(
     layout: Layout,
     systemd_cgroup: bool | None = None,
     systemd: Callable[[], Systemd] | None = None,
+    rootless: bool = False,
 ) -> Host:
     """A Host for `root`; the caller owns its `procfs`."""
     procfs = OwnedFd(os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-    return Host(root, layout, seccomp_cache, procfs, False, systemd_cgroup, systemd)
+    return Host(root, layout, seccomp_cache, procfs, False, systemd_cgroup, systemd, rootless)
 
 
 class CreateOptions(Record):
     """What a command line may ask for. `gate`: init waits for another process to start it, not for its maker.
 
-    `preserved_fds`: how many descriptors from 3 on the program is to have.
+    `preserved_fds`: how many descriptors from 3 on the program is to have. `directories` (0755) are made in the
+    container's own before anything is mounted.
     """
 
     gate: bool = False
     no_pivot: bool = False
     keyring: bool = True
     preserved_fds: int = 0
+    directories: tuple[str, ...] = ()
 
 
 class CreateRequest(Record):

@@ -18,6 +18,8 @@ FAILED_PRECONDITION = "failed-precondition"
 UNSUPPORTED = "unsupported"
 INTERNAL = "internal"
 
+_LONGEST = 600
+
 
 class ManorError(Exception):
     """Base of all errors that are ours to report; anything else that escapes is a bug."""
@@ -31,6 +33,7 @@ class ConfigError(ManorError):
     kind = INVALID_CONFIG
 
     def __init__(self, path: str, message: str) -> None:
+        message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…"  # it may quote the config
         super().__init__(f"config invalid: {path}: {message}" if path else f"config invalid: {message}")
         self.path = path
 

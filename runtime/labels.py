@@ -31,9 +31,11 @@ class LabelError(ManorError):
 def require_available(apparmor_profile: str | None, selinux_label: str | None) -> None:
     """Unsupported when a label is asked for whose security module this machine does not run."""
     if apparmor_profile and not apparmor_enabled():
-        raise Unsupported(f"AppArmor profile {apparmor_profile!r} is asked for, but AppArmor is not enabled")
+        raise Unsupported(
+            f"AppArmor profile {apparmor_profile[:300]!r} is asked for, but AppArmor is not enabled"
+        )
     if selinux_label and not selinux_enabled():
-        raise Unsupported(f"SELinux label {selinux_label!r} is asked for, but SELinux is not enabled")
+        raise Unsupported(f"SELinux label {selinux_label[:300]!r} is asked for, but SELinux is not enabled")
 
 
 def apparmor_enabled(parameter: str = "/sys/module/apparmor/parameters/enabled") -> bool:

@@ -213,7 +213,7 @@ def apply_scheduler(pid: int, plan: SchedulerPlan) -> None:
     except OSError as error:
         hint = ""
         if error.errno == errno.EPERM and plan.policy == _POLICIES["SCHED_DEADLINE"]:
-            hint = " (SCHED_DEADLINE cannot be used together with a cpuset)"
+            hint = " (process scheduler can't be used together with AllowedCPUs, as SCHED_DEADLINE)"
         raise LimitError(f"set scheduler: {os.strerror(error.errno or 0)}{hint}") from error
 
 
@@ -253,19 +253,19 @@ def plan_memory_policy(policy: MemoryPolicy) -> MemoryPlan:
     """The arguments for `linux.memoryPolicy`. ConfigError for what set_mempolicy(2) would refuse."""
     path = "linux.memoryPolicy"
     if policy.mode not in _MEMORY_MODES:
-        raise ConfigError(f"{path}.mode", f"unknown memory policy {policy.mode!r}")
+        raise ConfigError(f"{path}.mode", f"invalid memory policy mode {policy.mode!r}")
     try:
         nodes = parse_cpu_list(policy.nodes or "")
     except ValueError as error:
-        raise ConfigError(f"{path}.nodes", str(error)) from error
+        raise ConfigError(f"{path}.nodes", f"invalid memory policy nodes: {error}") from error
     if nodes and policy.mode in ("MPOL_DEFAULT", "MPOL_LOCAL"):
-        raise ConfigError(f"{path}.nodes", f"{policy.mode} takes no nodes")
+        raise ConfigError(f"{path}.nodes", f"{policy.mode} mode requires 0 nodes but got {len(nodes)}")
     if not nodes and policy.mode not in ("MPOL_DEFAULT", "MPOL_LOCAL", "MPOL_PREFERRED"):
         raise ConfigError(f"{path}.nodes", f"{policy.mode} needs at least one node")
     mode = _MEMORY_MODES[policy.mode]
     for flag in policy.flags:
         if flag not in _MEMORY_FLAGS:
-            raise ConfigError(f"{path}.flags", f"unknown memory policy flag {flag!r}")
+            raise ConfigError(f"{path}.flags", f"invalid memory policy flag {flag!r}")
         mode |= _MEMORY_FLAGS[flag]
     return MemoryPlan(mode, sched.bit_mask(nodes) if nodes else b"")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 
-from runtime.errors import ConfigError, StageError
+from runtime.errors import StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import setns
@@ -67,10 +67,7 @@ class NamespacePlan(Record):
 
 
 def plan_namespaces(namespaces: tuple[Namespace, ...]) -> NamespacePlan:
-    """The plan for `linux.namespaces` (config-linux.md, "Namespaces").
-
-    ConfigError without a mount namespace: mounts would be made on the host.
-    """
+    """The plan for `linux.namespaces` (config-linux.md, "Namespaces")."""
     new, joins = 0, []
     for namespace in namespaces:
         kind = KINDS[namespace.type][0]
@@ -78,10 +75,6 @@ def plan_namespaces(namespaces: tuple[Namespace, ...]) -> NamespacePlan:
             joins.append(Join(namespace.type, kind, namespace.path))
         else:
             new |= kind
-    if not new & c.CLONE_NEWNS:
-        raise ConfigError(
-            "linux.namespaces", "a new mount namespace is needed: mounts must not reach the host"
-        )
     return NamespacePlan(new, tuple(joins))
 
 

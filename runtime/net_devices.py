@@ -318,5 +318,17 @@ def _decode_address(text: str) -> Address:
     network, scope, flags, peer, broadcast, metric = text.split(",")
     local, _, prefix = network.rpartition("/")
     family = AF_INET6 if ":" in local else AF_INET
-    packed = [_socket.inet_pton(family, part) if part else b"" for part in (local, peer, broadcast)]
-    return Address(family, int(prefix), int(scope), int(flags), *packed, int(metric))
+    return Address(
+        family,
+        int(prefix),
+        int(scope),
+        int(flags),
+        _packed(family, local),
+        _packed(family, peer),
+        _packed(family, broadcast),
+        int(metric),
+    )
+
+
+def _packed(family: int, shown: str) -> bytes:
+    return _socket.inet_pton(family, shown) if shown else b""

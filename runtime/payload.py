@@ -50,7 +50,7 @@ def prepare(args: tuple[str, ...], env: tuple[str, ...]) -> Program:
 
     CommandError in the words users know from runc, ConfigError for an environment that is none.
     """
-    environment = prepare_environment(env, lambda: home_of(os.geteuid(), _read_passwd()))
+    environment = prepare_environment(env, own_home)
     path = find_program(args[0], environment.get(b"PATH", b""))
     return Program(path, tuple(_encode(argument) for argument in args), environment)
 
@@ -102,6 +102,11 @@ def prepare_environment(env: tuple[str, ...], home: Callable[[], bytes]) -> dict
     return environment
 
 
+def own_home() -> bytes:
+    """Our home directory by the passwd(5) file of the root we are in."""
+    return home_of(os.geteuid(), _read_passwd())
+
+
 def home_of(uid: int, passwd: bytes) -> bytes:
     """The home directory of `uid` in the text of a passwd(5) file; "/" if it has none."""
     wanted = b"%d" % uid
@@ -151,7 +156,7 @@ def find_program(name: str, search_path: bytes) -> bytes:
     for directory in search_path.split(b":") if command not in (b"", b".", b"..") and search_path else ():
         candidate = (directory or b".") + b"/" + command
         # access(2) first: most candidates do not exist, and a stat that fails costs an exception each.
-        if os.access(candidate, os.X_OK) and not stat.S_ISDIR(os.stat(candidate).st_mode):
+        if _may_execute(candidate) and not stat.S_ISDIR(os.stat(candidate).st_mode):
             if not candidate.startswith(b"/"):
                 message = f"{quoted}: cannot run executable found relative to current directory"
                 raise CommandError(message, 126)
@@ -166,10 +171,17 @@ def _why_not_executable(path: bytes) -> OSError | None:
         return error
     if stat.S_ISDIR(mode):
         return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    # Our real ids are our effective ones; faccessat2(2) is newer than many a seccomp profile.
-    if not os.access(path, os.X_OK):
+    if not _may_execute(path):
         return PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return None
+
+
+def _may_execute(path: bytes) -> bool:
+    """Our real ids are our effective ones, but access(2) leaves out what capabilities a user has, CAP_DAC_OVERRIDE.
+
+    The other way is asked second: faccessat2(2) is newer than many a seccomp profile.
+    """
+    return os.access(path, os.X_OK) or os.access(path, os.X_OK, effective_ids=True)
 
 
 # ---- the working directory ---------------------------------------------------------------------
@@ -194,12 +206,14 @@ def enter_cwd(cwd: str) -> None:
     A path such as /proc/self/fd/7 would lead to whatever a runtime has open, on the host too
     (CVE-2024-21626): magic links are refused, and where we are is checked afterwards.
     """
-    with openat2(_CURRENT_DIRECTORY, cwd, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_MAGICLINKS) as directory:
-        try:
+    try:
+        with openat2(_CURRENT_DIRECTORY, cwd, os.O_PATH | os.O_DIRECTORY, RESOLVE_NO_MAGICLINKS) as directory:
             os.fchdir(directory.fileno())
-        except OSError as error:
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
             error.filename = cwd
             raise
+        os.chdir(cwd)  # a seccomp filter that does not know openat2: what is checked below has to do
     verify_cwd()
 
 

@@ -148,14 +148,27 @@ def _action(name: str, errno_ret: int | None, path: str) -> int:
     return action
 
 
+def _notifies(profile: Seccomp) -> bool:
+    return any(rule.action == "SCMP_ACT_NOTIFY" for rule in profile.syscalls)
+
+
 def _check_notify(profile: Seccomp) -> None:
+    """What notification asks of a profile. A listenerPath that nothing uses is ignored (config-linux.md)."""
     if profile.default_action == "SCMP_ACT_NOTIFY":
-        raise ConfigError("linux.seccomp.defaultAction", "SCMP_ACT_NOTIFY cannot be the default")
+        raise ConfigError("linux.seccomp.defaultAction", "SCMP_ACT_NOTIFY cannot be used as default action")
     for index, rule in enumerate(profile.syscalls):
-        # The listener's fd leaves the process by a write or sendmsg that the filter binds already.
-        if rule.action == "SCMP_ACT_NOTIFY" and ("write" in rule.names or "sendmsg" in rule.names):
-            message = "SCMP_ACT_NOTIFY cannot be used for write and sendmsg"
-            raise ConfigError(f"linux.seccomp.syscalls[{index}]", message)
+        for name in ("write", "sendmsg"):
+            # The listener leaves the process by a call that the filter binds already: nobody could answer it.
+            if rule.action == "SCMP_ACT_NOTIFY" and name in rule.names:
+                message = f"SCMP_ACT_NOTIFY cannot be used for the {name} syscall"
+                raise ConfigError(f"linux.seccomp.syscalls[{index}]", message)
+    if _notifies(profile) and not profile.listener_path:
+        raise ConfigError("linux.seccomp.listenerPath", "SCMP_ACT_NOTIFY needs it")
+    if profile.listener_metadata and not profile.listener_path:
+        raise ConfigError("linux.seccomp.listenerMetadata", "there is no listenerPath to send it to")
+    if "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" in (profile.flags or ()) and not _notifies(profile):
+        message = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV needs a rule with SCMP_ACT_NOTIFY"
+        raise ConfigError("linux.seccomp.flags", message)
 
 
 def _flags(profile: Seccomp) -> int:
@@ -167,7 +180,7 @@ def _flags(profile: Seccomp) -> int:
             if name not in _FLAGS:
                 raise ConfigError("linux.seccomp.flags", f"unknown seccomp flag {name!r}")
             flags |= _FLAGS[name]
-    if any(rule.action == "SCMP_ACT_NOTIFY" for rule in profile.syscalls):
+    if _notifies(profile):
         flags |= linux.SECCOMP_FILTER_FLAG_NEW_LISTENER
     return flags
 
@@ -215,7 +228,9 @@ def _last_calls(profile: Seccomp, architectures: tuple[int, ...]) -> dict[int, i
     names = {name for rule in profile.syscalls for name in rule.names}
     calls = {}
     for architecture in architectures:
-        if last := max((linux.resolve(name, architecture) or 0 for name in names), default=0):
+        # A call that exists elsewhere has a negative number, as have those behind socketcall.
+        last = max((linux.resolve(name, architecture) or 0 for name in names), default=0)
+        if last > 0:
             calls[architecture] = last
     return calls
 
@@ -239,6 +254,7 @@ def cached(profile: Seccomp, directory: str) -> Filter:
     `compile_profile`; that something cannot be kept on disk is none.
     """
     _open_library()
+    _check_notify(profile)  # not all of what it looks at is part of the key
     key = canonical(profile)
     compiled = _in_memory.get(key)
     if compiled is None:

@@ -116,14 +116,20 @@ def _make_root(root: str) -> None:
 
 
 def remove_directory(root: str, container_id: str) -> None:
-    """Remove the container's directory; fine if it is gone."""
-    path = f"{root}/{check_id(container_id)}"
+    """Remove the container's directory, whatever is in it; fine if it is gone."""
+    _remove(f"{root}/{check_id(container_id)}")
+
+
+def _remove(path: str) -> None:
     try:
         names = os.listdir(path)
     except FileNotFoundError:
         return
     for name in names:
-        os.unlink(f"{path}/{name}")
+        try:
+            os.unlink(f"{path}/{name}")
+        except IsADirectoryError:
+            _remove(f"{path}/{name}")
     os.rmdir(path)
 
 

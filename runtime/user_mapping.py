@@ -7,6 +7,7 @@ newgidmap (which know /etc/subuid and /etc/subgid) for more. user_namespaces(7) 
 from __future__ import annotations
 
 import os
+import stat
 
 from runtime.errors import ConfigError, ManorError
 from runtime.record import Record
@@ -15,12 +16,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.spec.model import IdMapping
+    from runtime.spec.model import IdMapping, Spec
     from runtime.waiting import Operation
 
 _MAX_LINES = 340  # Linux 4.15
 _MAX_BYTES = 4095  # the kernel takes less than a page, in one write
 _ID_COUNT = 2**32 - 1  # the last id stands for "none"
+_DIRECTORIES = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin", "/run/wrappers/bin")
 
 
 class MappingError(ManorError):
@@ -32,6 +34,48 @@ class Caller(Record):
 
     uid: int
     gid: int
+
+
+def caller() -> Caller | None:
+    """Us, where we are not root."""
+    return None if os.geteuid() == 0 else Caller(os.geteuid(), os.getegid())
+
+
+def groups_are_denied(own: Caller | None, setgroups: str = "/proc/self/setgroups") -> bool:
+    """Whether what we start may not set its groups: nobody's may who is not root, with runc, nor where the kernel has
+    denied it to the user namespace that we are in, which those below it inherit (user_namespaces(7)).
+    """
+    if own is not None:
+        return True
+    try:
+        with open(setgroups, "rb") as stream:
+            return stream.read(16).strip() == b"deny"
+    except OSError:
+        return False  # a kernel without user namespaces
+
+
+def check_rootless(spec: Spec) -> None:
+    """ConfigError for what `spec` asks of who is not root and cannot give it; the rules are runc's. Pure."""
+    linux = spec.linux
+    if all(namespace.type != "user" for namespace in linux.namespaces):
+        raise ConfigError("linux.namespaces", "who is not root needs a user namespace")
+    if linux.net_devices:
+        raise ConfigError("linux.netDevices", "only root can move network devices")
+    if spec.process.user.additional_gids:
+        raise ConfigError("process.user.additionalGids", "who is not root cannot set additional groups")
+    mappings = {"uid": linux.uid_mappings, "gid": linux.gid_mappings}
+    for index, mount in enumerate(spec.mounts):
+        if mount.uid_mappings or mount.gid_mappings:
+            raise ConfigError(f"mounts[{index}].uidMappings", "only root can map the ids of a mount")
+        for option in mount.options:
+            kind, _, number = option.partition("=")
+            if kind in mappings and number.isdecimal() and not _is_mapped(mappings[kind], int(number)):
+                raise ConfigError(f"mounts[{index}].options", f"{option}: not mapped in the user namespace")
+
+
+def _is_mapped(mappings: tuple[IdMapping, ...], inside: int) -> bool:
+    # None are given for a namespace that is joined by path: it has its own, and the kernel knows them.
+    return not mappings or any(0 <= inside - each.container_id < each.size for each in mappings)
 
 
 class UserMapping(Record):
@@ -127,17 +171,36 @@ def _write(path: str, text: str) -> None:
         raise MappingError(f"write {text.strip()!r} to {path}: {os.strerror(error.errno or 0)}") from error
 
 
+def find_tool(name: str, directories: tuple[str, ...] = _DIRECTORIES) -> str:
+    """The absolute path of newuidmap or newgidmap. MappingError when there is none that only root could change.
+
+    $PATH is not asked: what it names would be run with ids that are not ours.
+    """
+    for directory in directories:
+        path = f"{directory}/{name}"
+        try:
+            status = os.stat(path)
+        except OSError:
+            continue
+        others_may_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if stat.S_ISREG(status.st_mode) and status.st_uid == 0 and not others_may_write:
+            return path
+    raise MappingError(f"more than one's own id takes {name}, which is in none of {' '.join(directories)}")
+
+
 def write_by_tools(
-    pid: int, mapping: UserMapping, run_program: Callable[[tuple[str, ...]], Operation[tuple[int, str]]]
+    pid: int,
+    mapping: UserMapping,
+    run_tool: Callable[[tuple[str, ...]], Operation[str]],
+    directories: tuple[str, ...] = _DIRECTORIES,
 ) -> Operation[None]:
     """Have newuidmap and newgidmap write what `write_mapping` left out, if anything.
 
-    `run_program` runs a command line and gives its exit code and output. MappingError with what it said.
+    `run_tool` runs a command line and gives what went wrong, "" for nothing. MappingError with that.
     """
     maps = {"uid_map": mapping.uid_map, "gid_map": mapping.gid_map}
     for name, tool in mapping.tools:
-        arguments = (tool, str(pid), *maps[name].split())
-        status, output = yield from run_program(arguments)
-        if status:
-            said = output.strip() or "no reason given"
-            raise MappingError(f"write {name} of process {pid}: {tool} failed with {status}: {said}")
+        arguments = (find_tool(tool, directories), str(pid), *maps[name].split())
+        failure = yield from run_tool(arguments)
+        if failure:
+            raise MappingError(f"write {name} of process {pid}: {arguments[0]}: {failure}")

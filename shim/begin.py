@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 KEEPS = ("MANOR_", "OTEL_")  # of the environment of whoever started it; requests bring their own
 
-_IMAGE = "import sys; sys.path.append(sys.argv[1]); from shim.begin import go_on; go_on(sys.argv[2:])"
+_PROGRAM = """
+import sys
+sys.path.append(sys.argv[1])
+from runtime.linux import image
+image.begin()
+from shim.begin import go_on
+go_on(sys.argv[2:])
+"""
 _FLAGS = ("-ISBOO", "-X", "utf8")  # OO: docstrings are 0.3 MB, in every shim
 _ROOM_FOR_TITLE = 1024  # only where it cannot be moved: `runtime/linux/title.py`
 
@@ -33,7 +40,7 @@ def begin(channel: int, code: str, *arguments: str) -> NoReturn:
     `code` is the directory of our packages. Where nothing can be executed we go on as what we are.
     """
     _detach(channel)
-    command = [sys.executable, *_FLAGS, "-c", _IMAGE, code, str(channel), *arguments]
+    command = [sys.executable, *_FLAGS, "-c", _PROGRAM, code, str(channel), *arguments]
     if not title.movable():
         command.append(" " * _ROOM_FOR_TITLE)
     environ = {name: value for name, value in os.environ.items() if name.startswith(KEEPS)}

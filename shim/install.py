@@ -1,8 +1,8 @@
-"""Write the launcher: `python -m shim.install BINDIR` puts `containerd-shim-manor-v2` there.
+"""Write the programs of a node: `python -m shim.install BINDIR` puts `containerd-shim-manor-v2` and `manor-oci` there.
 
 Run with the interpreter that shall run Manor. What pip writes for a console script will not do: its first
-line has no flags, and goes by a virtual environment's or pyenv's detours. The launcher is compiled here,
-which saves each of its starts 2 ms; its source is `shim/launcher.py`.
+line has no flags, and goes by a virtual environment's or pyenv's detours. Both are compiled here, which saves
+each of their starts 2 ms; their sources are `shim/launcher.py` and `runtime/cli/launcher.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import os
 import py_compile
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 NAME = "containerd-shim-manor-v2"
+COMMAND = "manor-oci"
 PACKAGES = ("runtime", "shim")  # what a warden loads
 FLAGS = "-ISB"
 LONGEST_FIRST_LINE = 127  # bytes, with "#!" (BINPRM_BUF_SIZE before Linux 5.1)
@@ -26,7 +28,7 @@ NEEDS = (3, 11)
 
 _LAUNCHER = """\
 #!{python} {flags}
-# Manor's launcher, compiled from shim/launcher.py by `python -m shim.install`: run that again after an upgrade.
+# Compiled from {source} by `python -m shim.install`: run that again after an upgrade.
 import marshal
 import sys
 
@@ -84,22 +86,61 @@ def _check_modules(python: str) -> None:
 
 
 def launcher_text(python: str, code: Path, daemon: str) -> str:
-    """The whole file. `daemon` names the module that answers requests; tests have their own."""
-    source = (code / "shim" / "launcher.py").read_text(encoding="utf-8")
+    """The whole file of the shim. `daemon` names the module that answers requests; tests have their own."""
     version = f"{code_version(code)} {daemon} {sys.executable}"
     constants = {"CODE": str(code), "VERSION": version, "DAEMON": daemon, "PYTHON": sys.executable}
+    return _compiled(python, code, "shim/launcher.py", NAME, constants)
+
+
+def command_text(python: str, code: Path) -> str:
+    """The whole file of the command."""
+    libraries = sysconfig.get_path("purelib")
+    constants = {"CODE": str(code), "LIBRARIES": libraries, "BUNDLE": str(bundle_path(code))}
+    return _compiled(python, code, "runtime/cli/launcher.py", COMMAND, constants)
+
+
+def _compiled(python: str, code: Path, source: str, name: str, constants: dict[str, str]) -> str:
+    """The program in the file `source` below `code`, with its `constants` filled in."""
     lines = []
-    for line in source.splitlines():
-        name = line.partition(" = ")[0]
-        lines.append(f"{name} = {constants.pop(name)!r}" if name in constants else line)
+    for line in (code / source).read_text(encoding="utf-8").splitlines():
+        constant = line.partition(" = ")[0]
+        lines.append(f"{constant} = {constants.pop(constant)!r}" if constant in constants else line)
     if constants:
-        raise InstallError(f"{code}/shim/launcher.py does not set {', '.join(constants)}")
+        raise InstallError(f"{code}/{source} does not set {', '.join(constants)}")
     lines.remove("from __future__ import annotations")  # imports a module; the flag says the same
     flags = __future__.annotations.compiler_flag
-    compiled = compile("\n".join(lines), NAME, "exec", flags, dont_inherit=True, optimize=2)
+    compiled = compile("\n".join(lines), name, "exec", flags, dont_inherit=True, optimize=2)
     return _LAUNCHER.format(
-        python=python, flags=FLAGS, version=sys.hexversion >> 16, name=NAME, code=marshal.dumps(compiled)
+        python=python,
+        flags=FLAGS,
+        source=source,
+        version=sys.hexversion >> 16,
+        name=name,
+        code=marshal.dumps(compiled),
     )
+
+
+def bundle_path(code: Path) -> Path:
+    """Where the compiled code of the command is, for this version of Python."""
+    return code / "runtime" / "cli" / "__pycache__" / f"{COMMAND}.{sys.implementation.cache_tag}"
+
+
+def write_bundle(code: Path) -> None:
+    """All of the runtime, compiled, in one file: the index that `runtime/cli/launcher.py` reads, then the code."""
+    index: dict[str, tuple[int, int, bool, str, int, int]] = {}
+    blob = b""
+    for path in sorted((code / "runtime").rglob("*.py")):
+        words = path.relative_to(code).with_suffix("").parts
+        is_package = words[-1] == "__init__"
+        status = path.stat()  # before it is read: who changes it now is taken for newer than its code
+        compiled = compile(path.read_bytes(), str(path), "exec", dont_inherit=True, optimize=2)
+        data = marshal.dumps(compiled)
+        name = ".".join(words[:-1] if is_package else words)
+        index[name] = (len(blob), len(data), is_package, str(path), status.st_mtime_ns, status.st_size)
+        blob += data
+    table = marshal.dumps(index)
+    bundle_path(code).parent.mkdir(exist_ok=True)
+    _replace(bundle_path(code), len(table).to_bytes(4, sys.byteorder) + table + blob, 0o644)
 
 
 def compile_packages(code: Path) -> None:
@@ -114,13 +155,21 @@ def compile_packages(code: Path) -> None:
 def write_launcher(directory: Path, code: Path, daemon: str = "shim.daemon") -> Path:
     """Write the launcher into `directory`, whole or not at all; its path. InstallError says what is in the way."""
     text = launcher_text(real_interpreter(sys.executable), code, daemon)
-    target = directory / NAME
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=directory, prefix=f".{NAME}-", delete=False
-    ) as file:
+    return _replace(directory / NAME, text.encode(), 0o755)
+
+
+def write_command(directory: Path, code: Path) -> Path:
+    """The same for the command."""
+    text = command_text(real_interpreter(sys.executable), code)
+    write_bundle(code)
+    return _replace(directory / COMMAND, text.encode(), 0o755)
+
+
+def _replace(target: Path, data: bytes, mode: int) -> Path:
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}-", delete=False) as file:
         try:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o755)
+            file.write(data)
+            os.fchmod(file.fileno(), mode)
             file.flush()
             os.replace(file.name, target)
         except BaseException:
@@ -137,11 +186,12 @@ def main() -> int:
     try:
         code = Path(__file__).resolve().parents[1]
         compile_packages(code)
-        target = write_launcher(Path(sys.argv[1]), code)
+        targets = [write_launcher(Path(sys.argv[1]), code), write_command(Path(sys.argv[1]), code)]
     except InstallError as error:
         sys.stderr.write(f"install: {error}\n")
         return 1
-    sys.stdout.write(f"{target}\n")
+    for target in targets:
+        sys.stdout.write(f"{target}\n")
     return 0
 
 

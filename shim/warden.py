@@ -38,7 +38,7 @@ import time
 
 from runtime.cgroups.layout import detect_layout
 from runtime.errors import CgroupError, ManorError, describe
-from runtime.linux import process, seccomp, sharing, title
+from runtime.linux import image, process, seccomp, sharing, title
 from runtime.linux.fds import OwnedFd, send_with_fds
 from runtime.stages import seal
 from shim import spans
@@ -89,7 +89,7 @@ class House:
         gc.collect()
         sharing.make_immortal()
         gc.freeze()  # a collection in a shim must not write to the pages that it shares with us
-        sharing.trim_heap()
+        image.seal()
 
 
 def _layout() -> Layout | None:

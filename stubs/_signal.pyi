@@ -24,6 +24,11 @@ SIGCONT: int
 SIGSTOP: int
 SIGWINCH: int
 SIGXFSZ: int
+SIGILL: int
+SIGFPE: int
+SIGBUS: int
+SIGSEGV: int
+SIGURG: int
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 

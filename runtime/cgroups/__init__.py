@@ -6,13 +6,13 @@
     directories make a container's directories, hand v2 controllers down, remove all of it
     cgroup      Cgroup: one container's place in every hierarchy
     joining     Join, the way into it or into a cgroup below it
-    driver      file system or systemd; `slice:prefix:name` as a unit's name (pure)
+    driver      file system or systemd (pure)
     freezer stats_v1 stats_v2     pausing; counters
     files       reading and writing the files of one cgroup
 
 Loaded by those alone who need them, and never from here:
 
-    systemd     units over D-Bus (bus); unit_properties and unit_annotations (pure) say what it is asked for
+    systemd     units over D-Bus (bus); unit_name, unit_properties and unit_annotations (pure) say what is asked for
     transient_cpuset              CPUs for a tenant that may not yet have its own
 
 No process is ever moved by pid on the way in: see `Join`.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import struct
 import time
 
 from jeepney.low_level import Endianness, Header, HeaderFields, Message, MessageFlag, MessageType, Parser
@@ -210,8 +211,8 @@ class Connection:
         while True:
             try:
                 message = self._parser.get_next_message()
-            except ValueError as error:
-                raise CgroupError(f"systemd: {waiting_for}: not D-Bus: {error}") from error
+            except (ValueError, LookupError, struct.error) as error:
+                raise CgroupError(f"systemd: {waiting_for}: an answer that is not D-Bus") from error
             if message is not None:
                 return message
             data = yield from self._receive(waiting_for)

@@ -7,6 +7,7 @@ Where systemd made it (`systemd`), a unit belongs to it, which is asked first fo
 from __future__ import annotations
 
 import _signal
+import errno
 
 from runtime.cgroups import directories, limits, signals, stats_v1, stats_v2
 from runtime.cgroups.devices import plan_devices
@@ -17,11 +18,12 @@ from runtime.cgroups.joining import GONE, LANDLORD_POLICY, Join, landlord_direct
 from runtime.cgroups.layout import UNIFIED, parse_cgroups_path
 from runtime.cgroups.resources import plan_writes
 from runtime.errors import CgroupError, InvalidState, Unsupported, describe
+from runtime.record import replace
 from runtime.waiting import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
     from typing import Any
 
     from runtime.cgroups.devices import DevicePolicy
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from runtime.waiting import Operation, Wait
 
     Stats = stats_v1.Metrics | stats_v2.Metrics
+
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 __all__ = ["Cgroup", "Join", "create_cgroup", "landlord_directory", "open_cgroup", "reopen"]
 
@@ -59,6 +63,13 @@ class Cgroup:
         self.unit = unit
         self.systemd = systemd
         self.placeholder = placeholder
+
+    def keep(self, hierarchies: Iterable[Hierarchy]) -> None:
+        """Forget all hierarchies but these: the container has no cgroup of its own there."""
+        kept = tuple(hierarchies)
+        if kept != self.layout.hierarchies:
+            self.layout = replace(self.layout, hierarchies=kept)
+            self.paths = {each.name: self.paths[each.name] for each in kept}
 
     @property
     def driver(self) -> str:
@@ -140,11 +151,12 @@ class Cgroup:
 
     def thaw(self) -> None:
         """Let all tasks run on."""
-        self.freezer().thaw()
+        if self.paths:
+            self.freezer().thaw()
 
     def frozen(self) -> bool:
         """True when every task stands still."""
-        return self.freezer().frozen()
+        return bool(self.paths) and self.freezer().frozen()
 
     def wait_frozen(self, timeout_s: float) -> Generator[Wait, None, None]:
         """Freeze and wait for it (`runtime.waiting`); CgroupError after `timeout_s`, with all tasks running again."""
@@ -154,13 +166,15 @@ class Cgroup:
 
     def pids(self) -> list[int]:
         """The container's processes, those in cgroups of its own making included."""
-        return directories.processes(self.paths[self._main_hierarchy().name])
+        return [pid for path in self._main_path() for pid in directories.processes(path)]
 
-    def _main_hierarchy(self) -> Hierarchy:
+    def _main_path(self) -> list[str]:
+        """The directory that all of the container's processes are in; none where it has no cgroup of its own."""
         for controller in ("freezer", "pids", "devices"):
             if (found := self.layout.find(controller)) is not None:
-                return found
-        return self.layout.unified or self.layout.hierarchies[0]
+                return [self.paths[found.name]]
+        unified = self.layout.unified
+        return list(self.paths.values())[:1] if unified is None else [self.paths[unified.name]]
 
     def holders(self, most: int = 1000) -> list[int]:
         """Pids that keep the cgroup from being removed, in any hierarchy: at most about `most` of them."""
@@ -179,7 +193,7 @@ class Cgroup:
             if killed and self.layout.mode == UNIFIED:
                 return
         # What is to be removed next must be left by everybody, also by one who was moved out of some hierarchies.
-        places = list(self.paths.values()) if kill else [self.paths[self._main_hierarchy().name]]
+        places = list(self.paths.values()) if kill else self._main_path()
         v1_freezer = self.layout.find("freezer")
         if v1_freezer is None:
             signals.signal_members(places, signum)
@@ -251,45 +265,79 @@ def create_cgroup(
     *,
     systemd: Systemd | None = None,
     annotations: dict[str, str] | None = None,
+    rootless: bool = False,
 ) -> Cgroup:
     """Make a container's cgroup at `cgroups_path` (empty: named after `container_id`) and set its limits.
 
     With `systemd` the path is `slice:prefix:name` and the cgroup a unit of it, with those properties that
     `annotations` ask for; it blocks until systemd is done (`Systemd.create` is the same as an operation).
-    Without, a directory that is there already may be used if it holds no process and is not frozen. On failure,
-    which is a CgroupError, ConfigError or Unsupported, nothing that was made is left.
+    Without, a directory that is there already may be used if it holds no process and is not frozen. With
+    `rootless` and no path asked for, a hierarchy that we may not write to is left out, unless it has a limit to
+    set; and devices are limited where we may. On failure, which is a CgroupError, ConfigError or Unsupported,
+    nothing that was made is left.
     """
     if systemd is not None:
         return run(systemd.create(layout, cgroups_path, resources, container_id, annotations or {}))
     cgroup = Cgroup(layout, parse_cgroups_path(cgroups_path, container_id))
     writes = plan_writes(resources, layout)  # a bad limit fails here, before there is anything to undo
-    furnish(cgroup, resources, writes, plan_devices(resources.devices))
+    policy = plan_devices(resources.devices)
+    furnish(cgroup, resources, writes, policy, rootless=rootless, anywhere=rootless and not cgroups_path)
     return cgroup
 
 
 def furnish(
-    cgroup: Cgroup, resources: Resources, writes: tuple[Write, ...], policy: DevicePolicy, ours: bool = False
+    cgroup: Cgroup,
+    resources: Resources,
+    writes: tuple[Write, ...],
+    policy: DevicePolicy,
+    *,
+    ours: bool = False,
+    rootless: bool = False,
+    anywhere: bool = False,
 ) -> None:
     """Make the directories of `cgroup` and set its limits; on failure nothing is left that was not there before.
 
     `ours`: what is there already was made for us a moment ago. CgroupError otherwise, if somebody uses it.
+    `rootless`: we may be forbidden to limit devices. `anywhere`: and to make a directory, then without.
     """
-    layout, path = cgroup.layout, cgroup.path
     made: list[str] = []
     try:
-        new = [directories.make_directory(each, path, made) for each in layout.hierarchies]
+        new = _make_directories(cgroup, made, {write.hierarchy: write.field for write in writes}, anywhere)
+        layout, path = cgroup.layout, cgroup.path
         if not ours and not all(new):
             _refuse_used(cgroup)
             writes = plan_writes(resources, layout, limits.read_current(resources, layout.places(path)))
         if (cpuset := layout.find("cpuset")) is not None and cpuset.version == 1:
             directories.inherit_cpuset(cpuset.mountpoint, path, [write.file for write in writes])
         limits.configure(layout, path, writes)
-        limits.set_devices(layout, path, policy, fresh=True)
+        try:
+            limits.set_devices(layout, path, policy, fresh=True)
+        except (CgroupError, OSError):
+            if not rootless:
+                raise
     except BaseException as failure:
         directories.remove_made(made)
         if isinstance(failure, OSError):
-            raise CgroupError(f"make cgroup {path}: {describe(failure)}") from failure
+            raise CgroupError(f"make cgroup {cgroup.path}: {describe(failure)}") from failure
         raise
+
+
+def _make_directories(cgroup: Cgroup, made: list[str], needed: dict[str, str], anywhere: bool) -> list[bool]:
+    """For each hierarchy whether the directory is new; `cgroup` forgets those that it can't and need not be in."""
+    new: list[bool] = []
+    kept = []
+    for each in cgroup.layout.hierarchies:
+        try:
+            new.append(directories.make_directory(each, cgroup.path, made))
+            kept.append(each)
+        except CgroupError as error:
+            cause = error.__cause__
+            if not anywhere or not isinstance(cause, OSError) or cause.errno not in _FORBIDDEN:
+                raise
+            if each.name in needed:
+                raise CgroupError(f"{needed[each.name]}: {error}") from error
+    cgroup.keep(kept)
+    return new
 
 
 def _refuse_used(cgroup: Cgroup) -> None:
@@ -314,9 +362,8 @@ def reopen(layout: Layout, described: dict[str, Any], systemd: Systemd | None = 
     if not isinstance(path, str) or not isinstance(unit, str) or not isinstance(paths, dict):
         raise InvalidState("the description of a cgroup is damaged")
     cgroup = Cgroup(layout, parse_cgroups_path(path), unit, systemd)
-    for name, directory in paths.items():
-        if name in cgroup.paths and cgroup.paths[name] != directory:
-            raise InvalidState(
-                f"cgroup {path}: hierarchy {name} was at {directory}, but is at {cgroup.paths[name]}"
-            )
+    cgroup.keep([each for each in layout.hierarchies if each.name in paths])
+    for name, now in cgroup.paths.items():
+        if paths[name] != now:
+            raise InvalidState(f"cgroup {path}: hierarchy {name} was at {paths[name]}, but is at {now}")
     return cgroup

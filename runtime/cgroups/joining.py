@@ -176,21 +176,20 @@ def _open_sub(layout: Layout, path: str, sub: dict[str, str]) -> Join:
     below = _below(layout, sub)
     paths = {name: f"{path}/{each}" if each else path for name, each in below.items()}
     unified, place = layout.unified, SUB if any(below.values()) else OWN
-    at = ""
+    directories = {each.name: f"{each.mountpoint}/{paths[each.name]}" for each in layout.hierarchies}
+    at = "" if unified is None else directories[unified.name]
     try:
-        directories = {each.name: f"{each.mountpoint}/{paths[each.name]}" for each in layout.v1}
-        at = ", ".join(dict.fromkeys(directories.values()))
         tasks = open_v1_tasks(layout.v1, directories)
         try:
             if unified is None:
                 return Join(tasks, None, place)
-            at = f"{unified.mountpoint}/{paths[unified.name]}"
             return Join(tasks, _open_sub_v2(layout, unified, path, paths[unified.name]), place)
         except BaseException:
             close_all(tasks)
             raise
     except OSError as error:
-        raise CgroupError(f"join cgroup {error.filename or at}: {error.strerror}") from error
+        where = at if error.filename is None or not error.filename.startswith("/") else error.filename
+        raise CgroupError(f"join cgroup {where}: {os.strerror(error.errno or 0)}") from error
 
 
 def _open_sub_v2(layout: Layout, unified: Hierarchy, path: str, wanted: str) -> OwnedFd:

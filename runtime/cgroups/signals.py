@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 _MOST_ROUNDS = 20
+_SPARE = 4  # descriptors that it takes to list who is a member
 _BATCH = 128  # descriptors at a time: a container may have more processes than we may have open files
 
 
@@ -61,22 +62,31 @@ def _signal_batch(directories: Collection[str], pids: list[int], signum: int) ->
 
 
 def _hold(pids: list[int], handles: dict[int, OwnedFd]) -> list[int]:
-    """Fill `handles`, pidfds by pid; those `pids` are returned for which there was no descriptor left."""
-    for index, pid in enumerate(pids):
-        try:
-            handles[pid] = OwnedFd(os.pidfd_open(pid))
-        except OSError as error:
-            if error.errno in (
-                errno.ESRCH,
-                errno.EINVAL,
-            ):  # gone; or, in a threaded cgroup, not a whole process
-                continue
-            if error.errno in (errno.EMFILE, errno.ENFILE) and len(handles) > 1:
-                # One less: reading who is a member takes a descriptor too.
-                last, handle = handles.popitem()
-                handle.close()
-                return [last, *pids[index:]]
-            raise CgroupError(f"signal process {pid}: {error.strerror}") from error
+    """Fill `handles`, pidfds by pid; those `pids` are returned for which there was no descriptor left.
+
+    As many as it takes to list who is a member are left free.
+    """
+    spare: list[OwnedFd] = []
+    try:
+        for index, pid in enumerate((os.getpid(),) * _SPARE + tuple(pids)):
+            kept = index - _SPARE
+            try:
+                held = OwnedFd(os.pidfd_open(pid))
+            except OSError as error:
+                if error.errno in (
+                    errno.ESRCH,
+                    errno.EINVAL,
+                ):  # gone; or, in a threaded cgroup, not a whole process
+                    continue
+                if error.errno in (errno.EMFILE, errno.ENFILE) and handles:
+                    return pids[kept:]
+                raise CgroupError(f"signal process {pid}: {error.strerror}") from error
+            if kept < 0:
+                spare.append(held)
+            else:
+                handles[pid] = held
+    finally:
+        close_all(spare)
     return []
 
 

@@ -15,10 +15,10 @@ from runtime.cgroups import directories, limits
 from runtime.cgroups.bus import TIMEOUT_S, BusError, Connection, connect, session_sockets, system_sockets
 from runtime.cgroups.cgroup import Cgroup, furnish
 from runtime.cgroups.devices import plan_devices
-from runtime.cgroups.driver import Unit, parse_unit
 from runtime.cgroups.layout import UNIFIED, below_root
 from runtime.cgroups.resources import plan_writes
 from runtime.cgroups.unit_annotations import HARMLESS, plan_properties
+from runtime.cgroups.unit_name import Unit, parse_unit
 from runtime.cgroups.unit_properties import (
     device_properties,
     limit_properties,
@@ -131,7 +131,7 @@ class Systemd:
                 yield from _start(bus, unit.name, _last_wins(properties))
                 path = yield from self._path(bus, layout, unit)
                 cgroup = Cgroup(layout, path, unit.name, self, placeholder)
-                furnish(cgroup, resources, writes, policy, ours=True)
+                furnish(cgroup, resources, writes, policy, ours=True, rootless=self.rootless)
             except BaseException as failure:
                 if placeholder is not None:
                     placeholder.end()
@@ -142,6 +142,13 @@ class Systemd:
                             directories.try_remove(each)
                 raise
         return cgroup
+
+    def expected(self, layout: Layout, cgroups_path: str, container_id: str = "") -> Cgroup:
+        """The cgroup that `create` would make of the same arguments, for who must remove it after a crash in the
+        middle. Touches nothing. Of a user's manager only the unit is right, as its cgroup must be asked for.
+        """
+        unit = parse_unit(cgroups_path, container_id, self.rootless)
+        return Cgroup(layout, unit.path, unit.name, self)
 
     def refused_annotations(self, annotations: dict[str, str]) -> tuple[str, ...]:
         """The keys of `annotations` that ask for a property which is not allowed, for a warning."""

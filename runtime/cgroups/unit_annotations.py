@@ -153,10 +153,7 @@ class _Reader:
         while self._peek() != "]":
             if values:
                 self._expect(",")
-            kind, value = self.value(of, depth - 1)
-            if of and kind != of:
-                raise ValueError(f"an array of {of} can't hold a value of type {kind}")
-            of = kind
+            of, value = self.value(of, depth - 1)
             values.append(value)
         self._at += 1
         if not of:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from runtime.cgroups.devices import DeviceKey, DevicePolicy
-    from runtime.cgroups.driver import Unit
+    from runtime.cgroups.unit_name import Unit
     from runtime.cgroups.writes import Write
 
     # Name, and the value as a D-Bus variant: (signature, value).

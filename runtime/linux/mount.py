@@ -42,6 +42,7 @@ MS_STRICTATIME = 1 << 24
 MS_LAZYTIME = 1 << 25
 
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 
 # linux/mount.h: attributes of one mount, for fsmount(2) and mount_setattr(2)
 MOUNT_ATTR_RDONLY = 0x1
@@ -53,6 +54,7 @@ MOUNT_ATTR_RELATIME = 0x0
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR_NODIRATIME = 0x80
+MOUNT_ATTR_IDMAP = 0x100000
 MOUNT_ATTR_NOSYMFOLLOW = 0x200000  # Linux 5.14
 
 AT_EMPTY_PATH = 0x1000
@@ -146,6 +148,18 @@ def mount_setattr(
     except OSError as error:
         error.filename = path or None
         raise
+
+
+def map_ids(tree: int, user_namespace: int, recursive: bool = False) -> None:
+    """mount_setattr(2), MOUNT_ATTR_IDMAP: show the owners of files through the maps of a user namespace.
+
+    `tree` is a detached mount that is not id-mapped yet. EINVAL where its file system cannot do that (or, for
+    one of those below it, with `recursive`), EPERM for who is not privileged over that file system.
+    """
+    attributes = _MOUNT_ATTR.pack(MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    arguments = b"", c_uint(flags), attributes, c_ulong(_MOUNT_ATTR.size)
+    syscall("mount_setattr", c.SYS_mount_setattr, tree, *arguments)
 
 
 def fsopen(fstype: str) -> OwnedFd:

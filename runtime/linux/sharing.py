@@ -56,13 +56,6 @@ def make_immortal() -> int:
 
 
 def _held_by_code(code: CodeType) -> list[object]:
-    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_consts)
+    # Not the names of variables: they are immortal by themselves, and asking for them makes tuples that stay.
     texts = (code.co_filename, code.co_name, code.co_qualname)
-    return [*names, *texts, code.co_linetable, code.co_exceptiontable]
-
-
-def trim_heap() -> None:
-    """malloc_trim(3): give unused pages of the heap back, which need not be mapped again in every child."""
-    trim = getattr(ctypes.pythonapi, "malloc_trim", None)
-    if trim is not None:  # glibc's; musl has none
-        trim(0)
+    return [code.co_names, code.co_consts, *texts, code.co_linetable, code.co_exceptiontable]

@@ -12,7 +12,7 @@ import os
 import struct
 
 from runtime.linux import constants as c
-from runtime.linux.libc import c_int, c_ulong, function
+from runtime.linux.libc import c_int, c_long, c_size_t, c_ulong, c_void_p, function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,11 @@ _sbrk = ctypes.pythonapi["sbrk"]  # pythonapi is dlopen(NULL): everything that i
 _sbrk.restype = ctypes.c_void_p
 _sbrk.argtypes = (ctypes.c_ssize_t,)
 
-_title = ctypes.create_string_buffer(1)  # the kernel reads it whenever somebody asks: it must stay
+_mmap = function("mmap", c_long, c_void_p, c_size_t, c_int, c_int, c_int, c_long)
+_munmap = function("munmap", c_int, c_void_p, c_size_t)
+_PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS = 3, 0x22
+
+_title: tuple[int, int] | None = None  # address and size; the kernel reads it whenever somebody asks
 
 
 def movable() -> bool:
@@ -64,13 +68,20 @@ def _move(text: bytes) -> None:
     fields = _fields()
     start_code, end_code, start_stack = fields[26 - 3 : 29 - 3]
     start_data, end_data, start_brk, _arg_start, _arg_end, env_start, env_end = fields[45 - 3 : 52 - 3]
-    new = ctypes.create_string_buffer(text, len(text))
-    start = ctypes.addressof(new)
+    # Of its own: where the kernel looks for arguments it reads no mapped file, and our memory may be one (`image`).
+    start = _mmap(None, len(text), _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS, -1, 0)
+    ctypes.memmove(start, text, len(text))
     code = (start_code, end_code, start_data, end_data, start_brk, _sbrk(0), start_stack)
     mm_map = _MM_MAP.pack(*code, start, start + len(text), env_start, env_end, 0, 0, -1)
     buffer = ctypes.create_string_buffer(mm_map, len(mm_map))
-    _prctl(c.PR_SET_MM, c.PR_SET_MM_MAP, ctypes.addressof(buffer), _MM_MAP.size, 0)
-    _title = new
+    try:
+        _prctl(c.PR_SET_MM, c.PR_SET_MM_MAP, ctypes.addressof(buffer), _MM_MAP.size, 0)
+    except OSError:
+        _munmap(start, len(text))
+        raise
+    if _title is not None:
+        _munmap(*_title)
+    _title = start, len(text)
 
 
 def _overwrite(text: bytes) -> None:

@@ -10,12 +10,13 @@ import os
 from runtime import hooks, net_devices, rdt, seccomp_notify, state
 from runtime.linux.fds import OwnedFd
 from runtime.net_devices import plan_net_devices
+from runtime.payload import own_home, prepare_environment
 from runtime.rdt import find_resctrl, plan_rdt
 from runtime.record import replace
 from runtime.spec.json import dump
 from runtime.spec.model import Hooks
 from runtime.stages.clone import spawn_hook
-from runtime.user_mapping import write_mapping
+from runtime.user_mapping import write_by_tools, write_mapping
 from runtime.waiting import run
 
 TYPE_CHECKING = False
@@ -43,6 +44,13 @@ def hooks_to_keep(spec: Spec) -> Hooks | None:
 def environment() -> tuple[str, ...]:
     """Our own, which a hook of the runtime's namespaces has if it names none."""
     return tuple(f"{name}={value}" for name, value in os.environ.items())
+
+
+def programs_environment(env: tuple[str, ...]) -> tuple[str, ...]:
+    """The one that the container's program will have, as `env` entries."""
+    return tuple(
+        os.fsdecode(name + b"=" + value) for name, value in prepare_environment(env, own_home).items()
+    )
 
 
 class Attendance:
@@ -109,15 +117,18 @@ def _set_up(said: str) -> None:
 
 
 def notify(
-    said: Terms, container_id: str, bundle: str, status: str
+    said: Terms, container_id: str, bundle: str, status: str, landlord: int = 0
 ) -> Callable[[int, OwnedFd], Operation[None]] | None:
-    """Hand the seccomp listener over to the agent that the profile names; None for a filter without one."""
+    """Hand the seccomp listener over to the agent that the profile names; None for a filter without one.
+
+    `landlord` is the pid of init where it is a tenant's: the state is that of the container.
+    """
     if said.listener is None:
         return None
     agent, metadata = said.listener
 
     def hand_over(pid: int, listener: OwnedFd) -> Operation[None]:
-        shown = state.shown(said.oci_version, container_id, status, pid, bundle, said.annotations)
+        shown = state.shown(said.oci_version, container_id, status, landlord or pid, bundle, said.annotations)
         message = seccomp_notify.process_state(pid, metadata, shown)
         yield from seccomp_notify.send(agent, message, listener.fileno())
 
@@ -127,7 +138,7 @@ def notify(
 def write_maps(pid: int, mapping: UserMapping) -> Operation[None]:
     """The uid and gid maps of `pid`'s user namespace, by newuidmap and newgidmap where we may not. MappingError."""
     write_mapping(pid, mapping)
-    yield from ()
+    yield from write_by_tools(pid, mapping, lambda arguments: hooks.run_tool(arguments, spawn_hook, 30))
 
 
 def host_hooks(request: CreateRequest) -> Callable[[int], Operation[None]] | None:
@@ -138,25 +149,32 @@ def host_hooks(request: CreateRequest) -> Callable[[int], Operation[None]] | Non
 
     def run_them(pid: int) -> Operation[None]:
         said = dump(_state_of(request, state.CREATING, pid))
-        yield from hooks.run("prestart", asked.prestart, said, spawn_hook, environment())
-        yield from hooks.run("createRuntime", asked.create_runtime, said, spawn_hook, environment())
+        around = spawn_hook, environment(), request.bundle
+        yield from hooks.run("prestart", asked.prestart, said, *around)
+        yield from hooks.run("createRuntime", asked.create_runtime, said, *around)
 
     return run_them
 
 
 def container_hooks(request: CreateRequest, moment: str, status: str) -> Callable[[], None] | None:
-    """createContainer or startContainer: run by init, as its children. They are told the pid that it has inside."""
+    """createContainer or startContainer: run by init, as its children. They are told the pid that it has inside.
+
+    As with runc, the first begin in the root file system and with no environment, the others as the process will.
+    """
     asked = request.spec.hooks
     if asked is None:
         return None
     listed = asked.create_container if moment == "createContainer" else asked.start_container
     if not listed:
         return None
-    env = request.spec.process.env
+    rootfs = os.path.join(request.bundle, request.spec.root.path)
 
     def run_them() -> None:
         said = dump(_state_of(request, status, os.getpid()))
-        run(hooks.run(moment, listed, said, spawn_hook, env))
+        if moment == "createContainer":
+            run(hooks.run(moment, listed, said, spawn_hook, (), rootfs))
+        else:
+            run(hooks.run(moment, listed, said, spawn_hook, programs_environment(request.spec.process.env)))
 
     return run_them
 
@@ -171,7 +189,7 @@ def run_poststart(container: Container) -> Operation[None]:
     asked = container.terms.hooks
     if asked is not None and asked.poststart:
         said = _told(container, state.RUNNING)
-        yield from hooks.run("poststart", asked.poststart, said, spawn_hook, environment())
+        yield from hooks.run("poststart", asked.poststart, said, spawn_hook, environment(), container.bundle)
 
 
 def run_poststop(container: Container) -> Operation[tuple[str, ...]]:
@@ -180,7 +198,11 @@ def run_poststop(container: Container) -> Operation[tuple[str, ...]]:
     if asked is None or not asked.poststop:
         return ()
     said = _told(container, state.STOPPED)
-    return (yield from hooks.run_all("poststop", asked.poststop, said, spawn_hook, environment()))
+    return (
+        yield from hooks.run_all(
+            "poststop", asked.poststop, said, spawn_hook, environment(), container.bundle
+        )
+    )
 
 
 def _told(container: Container, status: str) -> bytes:

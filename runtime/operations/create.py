@@ -19,6 +19,7 @@ from runtime.operations.gate import make_gate
 from runtime.operations.load import lock
 from runtime.operations.process_plan import (
     complete,
+    lend_oom_score,
     plan_limits,
     plan_process,
     plan_terms,
@@ -33,7 +34,7 @@ from runtime.stages.stage0_parent import HostSide, bury, choose_shape, launch_la
 from runtime.sysctls import plan_sysctls
 from runtime.trace import Timeline
 from runtime.undo import Undo
-from runtime.user_mapping import plan_mapping
+from runtime.user_mapping import caller, check_rootless, plan_mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
     """
     spec = request.spec
     timeline = timeline or Timeline()
+    if caller() is not None:
+        check_rootless(spec)
     namespaces = plan_namespaces(spec.linux.namespaces)
     lent: list[OwnedFd] = []  # what init needs and nobody afterwards
     with Undo() as undo:
@@ -62,6 +65,8 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
         lent += [null] if null is not None else []
         directory = state.make_directory(host.root, request.id, bool(namespaces.kinds & c.CLONE_NEWUSER))
         undo.push(state.remove_directory, host.root, request.id)
+        for name in request.options.directories:
+            os.mkdir(f"{directory}/{name}", 0o755)
         trace.passed("make state directory")
         said = plan_terms(host, spec, namespaces)
         process = plan_process(spec.process, said, stdio, request.options.preserved_fds)
@@ -95,7 +100,7 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
 def _make_cgroup(host: Host, spec: Spec, container_id: str) -> Operation[Cgroup]:
     path, resources = spec.linux.cgroups_path or "", spec.linux.resources
     if driver_of(path, host.systemd_cgroup) == FS:
-        return create_cgroup(host.layout, path, resources, container_id)
+        return create_cgroup(host.layout, path, resources, container_id, rootless=host.rootless)
     if host.systemd is None:
         raise Unsupported(
             f"linux.cgroupsPath {path!r} is for systemd, which this machine was not booted with"
@@ -117,7 +122,7 @@ def _bring_up(
     launched: Launched | None = None
     try:
         side = _host_side(host, request, plan, said, attendance, timeline)
-        launched = yield from _launch(request, plan, cgroup, side)
+        launched = yield from _launch(host, request, plan, cgroup, side)
         cgroup.settle()
         launched.warnings += plan.process.credentials.warnings
         if attendance.rdt is not None:
@@ -151,7 +156,7 @@ def _plan_landlord(
     return LandlordPlan(
         id=request.id,
         namespaces=namespaces,
-        mapping=plan_mapping(linux.uid_mappings, linux.gid_mappings)
+        mapping=plan_mapping(linux.uid_mappings, linux.gid_mappings, caller())
         if namespaces.new & c.CLONE_NEWUSER
         else None,
         rootfs=plan_rootfs(spec, request.bundle, host.layout.view(), request.options.no_pivot),
@@ -194,13 +199,15 @@ def _host_side(
 
 
 def _launch(
-    request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup, side: HostSide
+    host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup, side: HostSide
 ) -> Operation[Launched]:
     join = cgroup.open_join()
+    give_back = lend_oom_score(host, plan_limits(request.spec.process))
     try:
         shape = request.shape or choose_shape(plan.namespaces)
         launched = yield from launch_landlord(plan, join, shape, side)
     finally:
+        give_back()
         join.close()
     return launched
 

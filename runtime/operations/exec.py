@@ -9,7 +9,7 @@ from runtime.container import Tenant
 from runtime.errors import ManorError, StageError
 from runtime.linux.process import start_time
 from runtime.operations.attend import notify
-from runtime.operations.process_plan import complete, plan_limits, plan_process, set_limits
+from runtime.operations.process_plan import complete, lend_oom_score, plan_limits, plan_process, set_limits
 from runtime.stages.plan import TenantPlan
 from runtime.stages.stage0_parent import HostSide, choose_tenant_shape, launch_tenant
 from runtime.trace import Timeline
@@ -32,10 +32,8 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
     its stages); ConfigError or InvalidArgument for what the request may not ask; StageError for the rest.
     """
     options = request.options
-    if options.ignore_paused:
-        container.require("exec in", state.RUNNING, state.PAUSED)
-    else:
-        container.require("exec in", state.RUNNING)
+    paused = (state.PAUSED,) if options.ignore_paused else ()
+    container.require("exec in", state.CREATED, state.RUNNING, *paused)
     timeline = Timeline()
     affinity = plan_affinity(container, request.process)
     stdio, null = complete(request.stdio)
@@ -72,12 +70,13 @@ def _launch(
     side = HostSide(
         timeline,
         set_limits=lambda pid: _set_limits(container, limits, pid),
-        notify=notify(said, container.id, container.bundle, state.RUNNING),
+        notify=notify(said, container.id, container.bundle, state.RUNNING, container.pid),
     )
     if request.options.ignore_paused:
         side.patience_s = None  # until somebody resumes the container
     policy = STRICT_POLICY if request.options.strict else LANDLORD_POLICY
     join = cgroup.open_join(container.pid, dict(request.options.cgroup) or None, policy)
+    give_back = lend_oom_score(container.host, limits)
     try:
         launched = yield from launch_tenant(
             plan,
@@ -91,6 +90,7 @@ def _launch(
             raise StageError("", "", "", f"{error}: possibly OOM-killed", kind=error.kind) from error
         raise
     finally:
+        give_back()
         join.close()
     return launched
 

@@ -14,9 +14,12 @@ from runtime.linux.fds import OwnedFd
 from runtime.operations.attend import hooks_to_keep
 from runtime.record import Record, replace
 from runtime.stages.plan import ProcessPlan, Stdio
+from runtime.user_mapping import caller, groups_are_denied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runtime.container import Host
     from runtime.limits import Limit, SchedulerPlan
     from runtime.namespaces import NamespacePlan
@@ -59,7 +62,9 @@ def plan_process(process: Process, terms: Terms, stdio: Stdio, preserved_fds: in
         args=process.args,
         env=process.env,
         cwd=process.cwd,
-        credentials=plan_credentials(process, container_umask=terms.umask),
+        credentials=plan_credentials(
+            process, container_umask=terms.umask, setgroups_denied=groups_are_denied(caller())
+        ),
         no_new_privileges=process.no_new_privileges,
         seccomp=terms.filter,
         apparmor_profile=process.apparmor_profile,
@@ -105,13 +110,27 @@ def set_limits(host: Host, plan: LimitsPlan, pid: int) -> tuple[str, ...]:
         warnings = limits.apply_what_is_allowed(pid, plan.rlimits)
     else:
         limits.apply(pid, plan.rlimits)
-    if plan.oom_score_adj is not None:
+    if plan.oom_score_adj is not None and caller() is None:
         limits.set_oom_score_adj(host.procfs.fileno(), pid, plan.oom_score_adj)
     if plan.io_priority is not None:
         limits.apply_io_priority(pid, plan.io_priority)
     if plan.scheduler is not None:
         limits.apply_scheduler(pid, plan.scheduler)
     return warnings
+
+
+def lend_oom_score(host: Host, plan: LimitsPlan) -> Callable[[], None]:
+    """Have what we clone next born with the oom_score_adj of `plan`; gives what takes it from us again. LimitError.
+
+    For who is not root: a stage is not dumpable, so that its files in /proc are root's. We may raise our own, and
+    lower it again to what it was.
+    """
+    if plan.oom_score_adj is None or caller() is None:
+        return lambda: None
+    with open("/proc/self/oom_score_adj", "rb") as stream:
+        ours = int(stream.read())
+    limits.set_oom_score_adj(host.procfs.fileno(), os.getpid(), plan.oom_score_adj)
+    return lambda: limits.set_oom_score_adj(host.procfs.fileno(), os.getpid(), ours)
 
 
 def complete(stdio: Stdio) -> tuple[Stdio, OwnedFd | None]:

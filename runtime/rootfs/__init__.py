@@ -4,14 +4,17 @@
     apply     in the new mount namespace, still on the host's root: propagation, root, mounts, devices
     devices   nodes, symlinks and the console's place in /dev
     copy_up   what an image has where a tmpfs is going to be
+    id_map    id-mapped mounts, and sources that only the host's side can open
     options   what the words in a mount's option list mean
     pivot     make it the root and drop the old one
+    on_host   taking away what a container without a mount namespace leaves
     protect   on the new root: read-only and masked paths, deferred read-only mounts
 
 Stage 2 calls, in this order:
 
     mounted = apply_mounts(plan)    # takes the umask away; MountedRoot owns the fds that the next steps need
     pivot_into(mounted)
+    make_cwd(mounted)
     protect(mounted)                # sets the umask the process is to have, closes what is left
 
 Every path below the root is resolved by openat2 inside it and used as a file descriptor; mounts are made
@@ -20,7 +23,7 @@ root, never one outside, and nobody can swap a directory between our check and o
 """
 
 from runtime.rootfs.apply import MountedRoot, apply_mounts
-from runtime.rootfs.pivot import pivot_into
+from runtime.rootfs.pivot import make_cwd, pivot_into
 from runtime.rootfs.plan import RootfsPlan, plan_rootfs
 from runtime.rootfs.protect import protect
 
@@ -28,6 +31,7 @@ __all__ = [
     "MountedRoot",
     "RootfsPlan",
     "apply_mounts",
+    "make_cwd",
     "pivot_into",
     "plan_rootfs",
     "protect",

@@ -23,24 +23,48 @@ from runtime.spec.checks import named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runtime.rootfs.plan import RootfsPlan, Step, SymlinkStep
+
+    # Has the host's side open the source of the step with that number (`id_map.Sources.open`).
+    AskHost = Callable[[int], OwnedFd]
+    # Has a procfs made by a process of the PID namespace that it is to show, which sees no more than the root.
+    MakeInside = Callable[[Root, Callable[[], OwnedFd]], OwnedFd]
 
 AT_FDCWD = -100
 _SYSFS_MAGIC = 0x62656572
+_PROC_ROOT_INODE = 1  # linux/proc_ns.h
 
 
 class MountedRoot:
     """A container's root with its mounts made. Owns the descriptors that the steps after this need."""
 
-    __slots__ = ("late_read_only", "null", "own_cgroups", "place", "plan", "root")
+    __slots__ = ("ask_host", "late_read_only", "make_inside", "null", "own_cgroups", "place", "plan", "root")
 
-    def __init__(self, plan: RootfsPlan, root: Root) -> None:
+    def __init__(
+        self,
+        plan: RootfsPlan,
+        root: Root,
+        ask_host: AskHost | None = None,
+        make_inside: MakeInside | None = None,
+    ) -> None:
         self.plan = plan
         self.root = root
+        self.ask_host, self.make_inside = ask_host, make_inside
         self.place = _place(root.fileno())  # where the host sees it: the check that a target lies in it
         self.late_read_only: list[OwnedFd] = []
         self.null: OwnedFd | None = None
         self.own_cgroups: dict[str, str] | None = None
+
+    def filenos(self) -> tuple[int, ...]:
+        """The descriptors that whoever goes on with it needs."""
+        late = tuple(mount.fileno() for mount in self.late_read_only)
+        return (
+            (self.root.fileno(), *late)
+            if self.null is None
+            else (self.root.fileno(), self.null.fileno(), *late)
+        )
 
     def close(self) -> None:
         """Close what is still open."""
@@ -50,23 +74,33 @@ class MountedRoot:
             self.null.close()
 
 
-def apply_mounts(plan: RootfsPlan) -> MountedRoot:
+def apply_mounts(
+    plan: RootfsPlan, ask_host: AskHost | None = None, make_inside: MakeInside | None = None
+) -> MountedRoot:
     """Make the mounts, devices and symlinks of `plan`. The umask is 0 from here on until `protect`.
 
     The caller is in a mount namespace made for this container and in the namespaces whose file systems are
-    to be mounted. MountError names the mount that failed and why.
+    to be mounted. `ask_host` opens what only the host may: id-mapped mounts, and sources that the root of a
+    user namespace cannot reach; `make_inside` has a procfs made where we are not in the PID namespace that it
+    shows. MountError names the mount that failed and why.
     """
     os.umask(0)
-    _set_propagation(plan)
-    mounted = MountedRoot(plan, _open_root(plan))
-    for step in plan.steps:
-        _apply(mounted, step)
-    if plan.populate_dev:
-        make_devices(mounted.root, plan)
-    if plan.console:
-        make_console_place(mounted.root)
-    if plan.masked_paths:
-        mounted.null = _host_null()
+    if not plan.on_host:
+        _set_propagation(plan)
+    mounted = MountedRoot(plan, _open_root(plan), ask_host, make_inside)
+    try:
+        for number, step in enumerate(plan.steps):
+            _apply(mounted, step, number)
+        if plan.populate_dev:
+            make_devices(mounted.root, plan)
+        if plan.console:
+            make_console_place(mounted.root)
+        if plan.masked_paths:
+            mounted.null = _host_null()
+    except BaseException:
+        if plan.on_host:  # nobody else takes our mounts away; a namespace would end with us
+            m.umount2(f"/proc/self/fd/{mounted.root.fileno()}", m.MNT_DETACH)
+        raise
     return mounted
 
 
@@ -87,33 +121,35 @@ def _open_root(plan: RootfsPlan) -> Root:
         with openat2(AT_FDCWD, plan.root, flags, RESOLVE_NO_MAGICLINKS) as directory:
             return _make_mount(plan, directory)
     except NotADirectoryError as error:
-        raise MountError(f"root file system {plan.root}: not a directory, or a symlink") from error
+        raise MountError("not a directory, or a symlink") from error
     except OSError as error:
-        raise MountError(f"root file system {describe(error)}") from error
+        raise MountError(error.strerror) from error  # the step that is going on names it
 
 
 def _make_mount(plan: RootfsPlan, directory: OwnedFd) -> Root:
     """The root as a mount of its own, which pivot_root(2) asks for: as it is, or bound onto itself."""
-    if not plan.bind_root:
+    if not plan.bind_root and not plan.on_host:
         try:
-            m.mount_setattr(directory.fileno(), propagation=m.MS_PRIVATE)
+            m.mount_setattr(directory.fileno(), propagation=plan.first_propagation)
             return Root(OwnedFd(directory.release()))
         except OSError as error:
             if error.errno != errno.EINVAL:  # EINVAL: not the root of a mount
                 raise
-    else:
-        _make_parent_private(plan.root)
+    elif not plan.on_host:
+        _set_parent_propagation(plan.root, plan.first_propagation)
     with m.clone_tree(directory.fileno(), recursive=True) as tree:
-        m.mount_setattr(tree.fileno(), propagation=m.MS_PRIVATE)
+        m.mount_setattr(tree.fileno(), propagation=plan.first_propagation)
         m.move_mount(tree.fileno(), directory.fileno())
+        if plan.on_host:  # below a shared mount it has become one
+            m.mount_setattr(tree.fileno(), propagation=m.MS_PRIVATE)
         return Root(OwnedFd(tree.release()))
 
 
-def _make_parent_private(path: str) -> None:
+def _set_parent_propagation(path: str, kind: int) -> None:
     """The mount that holds `path`: pivot_root refuses a shared one, and binds would propagate from it."""
     while True:
         try:
-            m.mount_setattr(AT_FDCWD, path=path, propagation=m.MS_PRIVATE)
+            m.mount_setattr(AT_FDCWD, path=path, propagation=kind)
         except OSError as error:
             if error.errno != errno.EINVAL or path == "/":
                 raise
@@ -130,10 +166,11 @@ def _place(fd: int) -> str:
 # ---- one step ----------------------------------------------------------------------------------
 
 
-def _apply(mounted: MountedRoot, step: Step) -> None:
+def _apply(mounted: MountedRoot, step: Step, number: int) -> None:
     try:
         if isinstance(step, BindStep):
-            _bind(mounted, step)
+            with _open_source(mounted, step, number) as tree:
+                _bind(mounted, step, tree)
         elif isinstance(step, FilesystemStep):
             _mount_filesystem(mounted, step)
         else:
@@ -155,18 +192,21 @@ def _mount_filesystem(mounted: MountedRoot, step: FilesystemStep) -> None:
     with target:
         _check_target(mounted, target, step, step.type)
         try:
-            mount = _make_filesystem(step, options)
+            if step.type == "proc" and mounted.make_inside is not None:
+                mount = mounted.make_inside(mounted.root, lambda: _make_filesystem(step, options))
+            else:
+                mount = _make_filesystem(step, options)
         except OSError as error:
             if step.instead is None or error.errno not in (errno.EPERM, errno.EBUSY):
                 raise
-            _bind(mounted, step.instead)
+            with _open_source(mounted, step.instead, -1) as tree:
+                _bind(mounted, step.instead, tree)
             return
         with mount:
             if step.copy_up:
                 copy_tree(target.fileno(), mount.fileno())
-            for kind, recursive in step.propagation:
-                m.mount_setattr(mount.fileno(), propagation=kind, recursive=recursive)
             m.move_mount(mount.fileno(), target.fileno())
+            _set_kinds(mount.fileno(), step)
             if step.late_read_only:
                 mounted.late_read_only.append(OwnedFd(mount.release()))
     _check_in_place(mounted.root, step)
@@ -179,7 +219,7 @@ def _find_directory(root: Root, step: FilesystemStep) -> tuple[OwnedFd, tuple[tu
     if step.type != "tmpfs" or any(key == "mode" for key, _value in step.options):
         return root.make_directories(step.destination), step.options
     try:
-        target = root.open(step.destination)
+        target = root.open(step.destination, os.O_PATH | os.O_DIRECTORY)
     except FileNotFoundError:
         return root.make_directories(step.destination), step.options
     mode = stat.S_IMODE(os.fstat(target.fileno()).st_mode)
@@ -203,19 +243,42 @@ def _make_filesystem(step: FilesystemStep, options: tuple[tuple[str, str | None]
             raise
 
 
-def _bind(mounted: MountedRoot, step: BindStep) -> None:
+def _open_source(mounted: MountedRoot, step: BindStep, number: int) -> OwnedFd:
+    """What is to be mounted, detached: opened by us where we may, else by the host's side as step `number`."""
     source = step.source
     if step.below_own_cgroup is not None:
         source += _own_cgroup(mounted, step.below_own_cgroup)
+    ask_host = None if number < 0 or step.below_own_cgroup is not None else mounted.ask_host
+    if step.id_map is not None:
+        if ask_host is None:
+            raise MountError(f"{step.path}: only the host's side can map the ids of {named(source)}")
+        return ask_host(number)
     try:
-        tree = m.clone_tree(AT_FDCWD, source, recursive=step.recursive)
+        return m.clone_tree(AT_FDCWD, source, recursive=step.recursive)
     except FileNotFoundError as error:
         raise MountError(f"{step.path}: source {named(source)} does not exist") from error
-    with tree, _bind_target(mounted.root, step, tree) as target:
-        on_proc = _must_be_plain(step.destination) and m.filesystem_magic(tree.fileno()) == c.PROC_SUPER_MAGIC
+    except OSError as error:
+        if error.errno != errno.EACCES or ask_host is None:
+            raise
+        return ask_host(number)  # root of a user namespace, before a directory that is not open to it
+
+
+def _bind(mounted: MountedRoot, step: BindStep, tree: OwnedFd) -> None:
+    with _bind_target(mounted.root, step, tree) as target:
+        on_proc = _must_be_plain(step.destination) and _is_proc_root(tree, step)
         _check_target(mounted, target, step, "proc" if on_proc else "bind")
         _dress(tree.fileno(), step)
         m.move_mount(tree.fileno(), target.fileno())
+        _set_kinds(tree.fileno(), step)
+
+
+def _is_proc_root(tree: OwnedFd, step: BindStep) -> bool:
+    """Whether the source is a procfs as it stands; part of one would be a /proc with files of our choice."""
+    if m.filesystem_magic(tree.fileno()) != c.PROC_SUPER_MAGIC:
+        return False
+    if os.fstat(tree.fileno()).st_ino != _PROC_ROOT_INODE:
+        raise MountError(f"{step.path}: {named(step.source)} is part of a procfs, and not the root of one")
+    return True
 
 
 def _bind_target(root: Root, step: BindStep, tree: OwnedFd) -> OwnedFd:
@@ -236,13 +299,19 @@ def _is_directory(fd: OwnedFd) -> bool:
     return stat.S_ISDIR(os.fstat(fd.fileno()).st_mode)
 
 
-def _dress(fd: int, step: BindStep) -> None:
+def _set_kinds(fd: int, step: FilesystemStep | BindStep) -> None:
+    """The propagation; only now that it is in its place, for it would be shared by moving it into a shared mount."""
     for kind, recursive in step.propagation:
         m.mount_setattr(fd, propagation=kind, recursive=recursive)
+
+
+def _dress(fd: int, step: BindStep) -> None:
     if step.change is not None:
         try:
             m.mount_setattr(fd, step.change.set, step.change.clear)
         except PermissionError:
+            if os.fstatvfs(fd).f_flag & step.unwanted_atime:
+                raise
             m.mount_setattr(fd, step.gentle.set, step.gentle.clear)
     deep = step.recursive_change
     if deep.set or deep.clear:
@@ -288,7 +357,9 @@ def _plain_directory(root: Root, destination: str) -> OwnedFd:
             return root.open_plain(destination, os.O_PATH | os.O_DIRECTORY)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise MountError(f"{destination} is not an ordinary directory in the root file system") from error
+            raise MountError(
+                f"{destination} must be mounted on ordinary directory, and a symlink or a file is there"
+            ) from error
         raise
 
 

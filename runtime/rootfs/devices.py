@@ -78,7 +78,7 @@ def _make_device(root: Root, dev: OwnedFd, node: DeviceNode, bind: bool) -> None
         with parent:
             _make_in(parent.fileno(), name, node, bind)
     except OSError as error:
-        raise MountError(f"device {named(node.path)}: {describe(error)}") from error
+        raise MountError(f"device {named(node.path)}: {error.strerror}") from error
 
 
 def _make_in(parent: int, name: str, node: DeviceNode, bind: bool) -> None:

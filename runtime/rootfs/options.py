@@ -6,6 +6,8 @@ knows belongs to the file system ("size=64m").
 
 from __future__ import annotations
 
+import os
+
 from runtime.linux import mount as m
 from runtime.record import Record
 
@@ -80,7 +82,7 @@ _RECURSIVE = {
     "rsymfollow": (CLEAR, m.MOUNT_ATTR_NOSYMFOLLOW),
 }
 
-ID_MAPPED = ("idmap", "ridmap")
+ID_MAPPED = {"idmap": False, "ridmap": True}  # and whether for the mounts below as well
 COPY_UP = "tmpcopyup"
 
 _ATTRIBUTES = (
@@ -128,6 +130,7 @@ class MountOptions(Record):
     recursive: AttributeChange = AttributeChange()
     copy_up: bool = False
     id_mapped: bool = False
+    id_mapped_recursively: bool = False
     data: tuple[str, ...] = ()
 
     @property
@@ -140,6 +143,7 @@ def parse_options(options: tuple[str, ...]) -> MountOptions:
     """The meaning of `options`; a later word wins over an earlier one that says the contrary."""
     flags = cleared = recursive_set = recursive_clear = 0
     propagation: list[tuple[int, bool]] = []
+    id_mapped: list[bool] = []
     data: list[str] = []
     for option in options:
         if option in _FLAGS:
@@ -155,7 +159,9 @@ def parse_options(options: tuple[str, ...]) -> MountOptions:
                 recursive_set, recursive_clear = recursive_set | bits, recursive_clear & ~bits
             if bits & m.MOUNT_ATTR__ATIME == bits:
                 recursive_clear |= m.MOUNT_ATTR__ATIME  # a choice: what was chosen must go first
-        elif option and option != COPY_UP and option not in ID_MAPPED:
+        elif option in ID_MAPPED:
+            id_mapped.append(ID_MAPPED[option])
+        elif option and option != COPY_UP:
             data.append(option)
     return MountOptions(
         flags=flags,
@@ -163,7 +169,8 @@ def parse_options(options: tuple[str, ...]) -> MountOptions:
         propagation=tuple(propagation),
         recursive=AttributeChange(recursive_set, recursive_clear),
         copy_up=COPY_UP in options,
-        id_mapped=any(option in ID_MAPPED for option in options),
+        id_mapped=bool(id_mapped),
+        id_mapped_recursively=bool(id_mapped) and id_mapped[-1],
         data=tuple(data),
     )
 
@@ -199,12 +206,26 @@ def bind_change(options: MountOptions) -> AttributeChange | None:
 
 
 def gentle_bind_change(options: MountOptions) -> AttributeChange:
-    """The same, taking away only what was named: for flags that a user namespace has locked."""
+    """The same, for flags that a user namespace has locked: taking away only what was named, or is never locked."""
     wanted = bind_change(options) or AttributeChange()
-    named = _attributes(options.cleared)
+    named = _attributes(options.cleared) | m.MOUNT_ATTR_NOSYMFOLLOW
     if wanted.clear & m.MOUNT_ATTR__ATIME:
         named |= _ATIME_ATTRIBUTES
     return AttributeChange(wanted.set, named)
+
+
+def unwanted_atime(options: MountOptions) -> int:
+    """The access times, as ST_* of statvfs(3), that were named to be taken away: no mount may still have one."""
+    pairs = (
+        (m.MS_NOATIME, os.ST_NOATIME),
+        (m.MS_NODIRATIME, os.ST_NODIRATIME),
+        (m.MS_RELATIME, os.ST_RELATIME),
+    )
+    unwanted = 0
+    for flag, shown in pairs:
+        if options.cleared & flag:
+            unwanted |= shown
+    return unwanted
 
 
 def _attributes(flags: int) -> int:

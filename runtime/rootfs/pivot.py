@@ -1,7 +1,8 @@
 """Makes the container's root the root of the mount namespace and lets go of the host's.
 
 Normally by pivot_root(2). Where that cannot be (a root on the initial ramfs, runc's --no-pivot) the root is
-moved over `/` instead, after the host's proc and sysfs have been taken out of reach.
+moved over `/` instead, after the host's proc and sysfs have been taken out of reach. In the host's own mount
+namespace it is no more than a chroot(2).
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ AT_FDCWD = -100
 
 
 def pivot_into(mounted: MountedRoot) -> None:
-    """Enter the root: from here on every path is the container's. The working directory is `/`.
-
-    The process's own working directory (process.cwd) is made where it is missing, as runc does.
-    """
+    """Enter the root: from here on every path is the container's. The working directory is `/`."""
     try:
-        if mounted.plan.no_pivot:
+        if mounted.plan.on_host:
+            _chroot(mounted.root)
+        elif mounted.plan.no_pivot:
             _move_over_root(mounted)
         else:
             _pivot(mounted.root)
@@ -40,10 +40,17 @@ def pivot_into(mounted: MountedRoot) -> None:
             m.mount_setattr(mounted.root.fileno(), propagation=kind, recursive=recursive)
     except OSError as error:
         raise MountError(f"make {mounted.plan.root} the root: {describe(error)}") from error
+
+
+def make_cwd(mounted: MountedRoot) -> None:
+    """Make the process's working directory (process.cwd) where it is missing, as runc does.
+
+    MountError with the cause alone: the step that is going on names the directory.
+    """
     try:
         mounted.root.make_directories(mounted.plan.cwd).close()
     except OSError as error:
-        raise MountError(f"working directory {mounted.plan.cwd}: {describe(error)}") from error
+        raise MountError(error.strerror) from error
 
 
 def _pivot(root: Root) -> None:
@@ -62,7 +69,11 @@ def _move_over_root(mounted: MountedRoot) -> None:
         _take_away(place)
     with OwnedFd(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as old:
         m.move_mount(mounted.root.fileno(), old.fileno())
-    os.fchdir(mounted.root.fileno())
+    _chroot(mounted.root)
+
+
+def _chroot(root: Root) -> None:
+    os.fchdir(root.fileno())
     os.chroot(".")
     os.chdir("/")
 
@@ -79,12 +90,13 @@ def _full_proc_mounts(root: str) -> list[str]:
             before, _dash, after = line.partition(" - ")
             fields = before.split(" ")
             whole = fields[3] == "/" and after.split(" ")[0] in ("proc", "sysfs")
-            if whole and not f"{_unescape(fields[4])}/".startswith(f"{root}/"):
-                found.append(_unescape(fields[4]))
+            if whole and not f"{unescape(fields[4])}/".startswith(f"{root}/"):
+                found.append(unescape(fields[4]))
     return found
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
+    """A path as it is, from the form that /proc/self/mountinfo has it in."""
     for octal, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(octal, plain)
     return text

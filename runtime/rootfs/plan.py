@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import stat
 
-from runtime.errors import ConfigError, Unsupported
+from runtime.errors import ConfigError
 from runtime.linux import mount as m
-from runtime.record import Record
+from runtime.record import Record, replace
+from runtime.rootfs.id_map import plan_id_map
 from runtime.rootfs.options import (
     PROPAGATION,
     AttributeChange,
@@ -21,14 +22,16 @@ from runtime.rootfs.options import (
     gentle_bind_change,
     new_mount_attributes,
     parse_options,
+    unwanted_atime,
 )
 from runtime.spec.checks import named, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cgroups.layout import CgroupView
+    from runtime.rootfs.id_map import IdMap
     from runtime.rootfs.options import MountOptions
-    from runtime.spec.model import Device, Mount, Spec
+    from runtime.spec.model import Device, Linux, Mount, Spec
 
 # What lxcfs and its like may put over files of /proc; everything else below it is refused.
 _PROC_FILES = "cpuinfo diskstats meminfo stat swaps uptime loadavg slabinfo"
@@ -60,10 +63,13 @@ class FilesystemStep(Record):
 
 
 class BindStep(Record):
-    """Mount what is at `source` again. `change` None keeps its attributes; `gentle` is for locked ones.
+    """Mount what is at `source` again. `change` None keeps its attributes.
+
+    Where a user namespace has locked some of those, `gentle` is tried, and no access time of `unwanted_atime` (ST_*)
+    may be left.
 
     With `below_own_cgroup`, a hierarchy's name, `source` is that hierarchy's mount point and what is mounted
-    is our own cgroup in it.
+    is our own cgroup in it. A mount with an `id_map` is made by the host's side, which alone may.
     """
 
     path: str
@@ -72,9 +78,11 @@ class BindStep(Record):
     recursive: bool = False
     change: AttributeChange | None = None
     gentle: AttributeChange = AttributeChange()
+    unwanted_atime: int = 0
     recursive_change: AttributeChange = AttributeChange()
     propagation: tuple[tuple[int, bool], ...] = ()
     below_own_cgroup: str | None = None
+    id_map: IdMap | None = None
 
 
 class SymlinkStep(Record):
@@ -101,11 +109,18 @@ class DeviceNode(Record):
 
 
 class RootfsPlan(Record):
-    """Everything about a container's file system. Propagations are MS_* with MS_REC as mount(2) has them."""
+    """Everything about a container's file system. Propagations are MS_* with MS_REC as mount(2) has them.
+
+    `propagation` is for all that the host has given us a copy of, `first_propagation` for the root while mounts are
+    made below it, `root_propagation` (0 for none) for the root in the end. `on_host`: there is no mount namespace
+    but the host's, so what is not below the root is left as it is.
+    """
 
     root: str
     steps: tuple[Step, ...] = ()
+    on_host: bool = False
     propagation: int = m.MS_SLAVE | m.MS_REC
+    first_propagation: int = m.MS_PRIVATE
     root_propagation: int = 0
     bind_root: bool = False
     no_pivot: bool = False
@@ -125,9 +140,15 @@ class _Surroundings(Record):
     """What a mount's plan depends on besides the mount."""
 
     bundle: str
+    root: str
     view: CgroupView
     own_cgroups: bool
-    label: str | None
+    linux: Linux
+
+    @property
+    def label(self) -> str | None:
+        """The SELinux label of new file systems."""
+        return self.linux.mount_label
 
 
 _NODE_KINDS = {"b": stat.S_IFBLK, "c": stat.S_IFCHR, "u": stat.S_IFCHR, "p": stat.S_IFIFO}
@@ -147,26 +168,27 @@ _DEFAULT_DEVICES = tuple(
 def plan_rootfs(spec: Spec, bundle: str, view: CgroupView, no_pivot: bool = False) -> RootfsPlan:
     """The plan for `spec`, whose relative paths start at the absolute path `bundle`.
 
-    ConfigError names the JSON path of what cannot be, Unsupported what we do not do (id-mapped mounts, a
-    container without a mount namespace of its own).
+    ConfigError names the JSON path of what cannot be.
     """
     linux = spec.linux
     namespaces = {namespace.type: namespace.path for namespace in linux.namespaces}
-    if namespaces.get("mount", "") is not None:
-        # Without one, or in somebody else's, every mount below would be made on the host or in that container.
-        raise Unsupported("linux.namespaces: a container needs a new mount namespace of its own")
     propagation = _propagation(linux.rootfs_propagation, no_pivot)
+    private = linux.rootfs_propagation is None or not propagation & m.MS_SLAVE
     steps: list[Step] = []
-    around = _Surroundings(bundle, view, "cgroup" in namespaces, linux.mount_label)
+    root = _below(bundle, spec.root.path)
+    around = _Surroundings(bundle, root, view, "cgroup" in namespaces, linux)
     for index, mount in enumerate(spec.mounts):
         steps += _plan_mount(f"mounts[{index}]", mount, around)
     return RootfsPlan(
-        root=_below(bundle, spec.root.path),
+        root=root,
         steps=tuple(steps),
         propagation=propagation,
-        root_propagation=0 if linux.rootfs_propagation is None or propagation & m.MS_PRIVATE else propagation,
+        on_host="mount" not in namespaces,
+        first_propagation=m.MS_PRIVATE if private else m.MS_SLAVE,
+        root_propagation=propagation if propagation & (m.MS_SHARED | m.MS_UNBINDABLE) else 0,
         # A mount that a user namespace has inherited cannot be moved, and beside a shared parent none can.
-        bind_root="user" in namespaces or not propagation & (m.MS_SLAVE | m.MS_PRIVATE),
+        bind_root="user" in namespaces
+        or not (propagation & (m.MS_SLAVE | m.MS_PRIVATE) and propagation & m.MS_REC),
         no_pivot=no_pivot,
         devices=_plan_devices(linux.devices),
         bind_devices="user" in namespaces,
@@ -195,6 +217,14 @@ def clean(path: str) -> str:
     return "/" + os.path.normpath(f"/{path}").lstrip("/")
 
 
+def _inside(destination: str, root: str) -> str:
+    """`destination` as it reads in the container; as in runc it may also be given as the host sees it."""
+    place = clean(destination)
+    if place == root or place.startswith(f"{root}/"):
+        return clean(place[len(root) :])
+    return destination
+
+
 def _below(bundle: str, path: str) -> str:
     return os.path.normpath(path if path.startswith("/") else f"{bundle}/{path}")
 
@@ -208,8 +238,8 @@ def _distinct(paths: tuple[str, ...]) -> tuple[str, ...]:
 
 def _plan_mount(path: str, mount: Mount, around: _Surroundings) -> list[Step]:
     options = parse_options(mount.options)
-    if options.id_mapped or mount.uid_mappings or mount.gid_mappings:
-        raise Unsupported(f"{path}: id-mapped mounts are not supported yet ({named(mount.destination)})")
+    id_map = plan_id_map(path, mount, options, around.linux)
+    mount = replace(mount, destination=_inside(mount.destination, around.root))
     place = clean(mount.destination)
     if place == "/":
         raise ConfigError(f"{path}.destination", "the root itself cannot be mounted over")
@@ -218,7 +248,7 @@ def _plan_mount(path: str, mount: Mount, around: _Surroundings) -> list[Step]:
     if options.bind or mount.type == "bind":
         if place != "/proc":  # a procfs may be bound there: whether it is one, `apply` sees
             check_proc(f"{path}.destination", place, "bind")
-        return [_plan_bind(path, mount, around.bundle, options)]
+        return [replace(_plan_bind(path, mount, around.bundle, options), id_map=id_map)]
     if mount.type is None:
         raise ConfigError(f"{path}.type", "is missing, and the options do not say bind")
     check_proc(f"{path}.destination", place, mount.type)
@@ -254,6 +284,7 @@ def _bind(
         recursive=bool(options.flags & m.MS_REC) or cgroup is not None,
         change=bind_change(options),
         gentle=gentle_bind_change(options),
+        unwanted_atime=unwanted_atime(options),
         recursive_change=options.recursive,
         propagation=options.propagation,
         below_own_cgroup=cgroup,
@@ -293,14 +324,16 @@ def _plan_filesystem(path: str, mount: Mount, options: MountOptions, label: str 
 def _plan_cgroup(path: str, mount: Mount, options: MountOptions, around: _Surroundings) -> list[Step]:
     """A `cgroup` mount: the v2 tree on a unified machine, else a tmpfs with one directory for each v1 hierarchy.
 
-    With a cgroup namespace of its own the container mounts the hierarchies, and their root is its own
-    cgroup. Without one it sees its cgroup by a bind mount, and not the node's other cgroups above it.
+    With a cgroup namespace of its own the container mounts the hierarchies, and their root is its own cgroup.
+    Without one it has them by bind mounts, as runc does: in v1 its own cgroup alone, in v2 the whole tree, in which
+    it has to find itself by /proc/self/cgroup.
     """
     if around.view.mode == "unified":
         name, mountpoint, _version = next(each for each in around.view.mounts if each[2] == 2)
-        bind = _bind(path, mount.destination, mountpoint, options, name)
         if not around.own_cgroups:
-            return [bind]
+            # Bound, for mounting it anew would set its options (nsdelegate …) for the whole node: it is but one.
+            return [replace(_bind(path, mount.destination, mountpoint, options), recursive=True)]
+        bind = _bind(path, mount.destination, mountpoint, options, name)
         step = FilesystemStep(
             path=path,
             destination=mount.destination,

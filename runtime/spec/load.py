@@ -346,7 +346,7 @@ def _version(value: Any) -> str:
 
 _MOUNT = record(
     model.Mount,
-    same(destination=absolute, type=optional, source=optional, options=texts)
+    same(destination=filled, type=optional, source=optional, options=texts)
     | {"uidMappings": ("uid_mappings", _ID_MAPPINGS), "gidMappings": ("gid_mappings", _ID_MAPPINGS)},
     "destination",
 )

@@ -45,6 +45,20 @@ class HostDone(Record):
     net_devices: str
 
 
+class SourcesRequest(Record):
+    """2:INIT → main: have the process that opens mount sources listen to me on the socket that comes along."""
+
+
+class SourceRequest(Record):
+    """2:INIT → 0:MOUNT: open the source of the step with this number in the plan of the root file system."""
+
+    step: int
+
+
+class Source(Record):
+    """0:MOUNT → 2:INIT: the mount, detached; its descriptor comes along."""
+
+
 class Listener(Record):
     """2:INIT → main: the filter is loaded; its notification descriptor comes along."""
 
@@ -92,6 +106,9 @@ KINDS = {
         LimitsSet,
         HostRequest,
         HostDone,
+        SourcesRequest,
+        SourceRequest,
+        Source,
         Listener,
         Ready,
         Start,
@@ -99,7 +116,7 @@ KINDS = {
         Failed,
     )
 }
-_NUMBERS = {("InitPid", "pid"), ("Created", "pid"), ("Failed", "number")}
+_NUMBERS = {("InitPid", "pid"), ("SourceRequest", "step"), ("Created", "pid"), ("Failed", "number")}
 
 
 def encode(message: Record) -> bytes:

@@ -50,7 +50,7 @@ class HostsSources:
         self._deadline = 0.0
 
     def open(self, number: int) -> OwnedFd:
-        """The source of that step as a detached mount. StageError with what went wrong, MountError when it takes too long."""
+        """The source of that step as a detached mount. StageError with what went wrong, MountError for no answer."""
         channel = self._channel or self._connect()
         channel.send(SourceRequest(number))
         poll = select.poll()

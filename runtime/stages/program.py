@@ -16,7 +16,7 @@ from runtime.linux.fds import OwnedFd
 from runtime.linux.process import set_no_new_privs
 from runtime.linux.sched import personality
 from runtime.linux.seccomp import load
-from runtime.payload import close_on_exec, enter_cwd, execute, prepare, try_enter_cwd
+from runtime.payload import CommandError, close_on_exec, enter_cwd, execute, prepare, try_enter_cwd
 from runtime.stages.clone import unblock_signals
 from runtime.stages.messages import LimitsSet, Listener, Ready
 from runtime.terminal import mount_console, open_console
@@ -62,12 +62,12 @@ def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool
     step.begin("set security label")
     labels.apply(plan.apparmor_profile, plan.selinux_label)
     close_on_exec(plan.preserved_fds)  # a filter need not allow it
+    step.begin("change to working directory", plan.cwd)
+    entered = try_enter_cwd(plan.cwd)
     if plan.seccomp is not None and not plan.no_new_privileges:
         # Without no_new_privs only CAP_SYS_ADMIN may load a filter, and the credentials drop it.
         step.begin("load seccomp filter")
         load_filter(plan.seccomp, main)
-    step.begin("change to working directory", plan.cwd)
-    entered = try_enter_cwd(plan.cwd)
     step.begin("set credentials", f"of uid {plan.credentials.uid}")
     become(plan.credentials)
     if not entered:
@@ -154,4 +154,9 @@ def run_program(step: Step, prepared: Prepared, before: Callable[[], None] | Non
         before()
         step.begin("execute", plan.args[0])
         unblock_signals()
-    execute(prepared.program)
+    try:
+        execute(prepared.program)
+    except CommandError as error:
+        # Where the program would have written: who has only its output shall find the reason there, too.
+        os.write(2, f"{error}\n".encode("utf-8", "surrogateescape"))
+        raise

@@ -27,8 +27,10 @@ from runtime.stages.messages import (
     MappingRequest,
     MappingWritten,
     Ready,
+    SourcesRequest,
     Start,
 )
+from runtime.stages.mount_sources import launch_opener
 from runtime.stages.plan import DIRECT, STAGED
 from runtime.stages.stage1_namespaces import FALLBACK_ERRORS
 from runtime.waiting import Claim, Exit
@@ -58,9 +60,19 @@ class HostSide:
     must be done while the mounts stand and the root is the host's (devices, hooks); gives the text of HostDone.
     `notify`: takes the notification descriptor of the process's seccomp filter. `timeline` takes everybody's marks.
     `patience_s` is how long a stage may be silent; None where it runs hooks, which have time limits of their own.
+    `open_sources` clones the process that opens mount sources for init (`mount_sources`), `opener` once it exists.
     """
 
-    __slots__ = ("attend", "notify", "patience_s", "set_limits", "timeline", "write_mapping")
+    __slots__ = (
+        "attend",
+        "notify",
+        "open_sources",
+        "opener",
+        "patience_s",
+        "set_limits",
+        "timeline",
+        "write_mapping",
+    )
 
     def __init__(
         self,
@@ -74,6 +86,8 @@ class HostSide:
         self.set_limits, self.write_mapping = set_limits, write_mapping
         self.attend, self.notify = attend, notify
         self.patience_s: float | None = STAGE_TIMEOUT_S
+        self.open_sources: Callable[[OwnedFd, OwnedFd], tuple[int, OwnedFd]] | None = None
+        self.opener: tuple[int, OwnedFd] | None = None
 
 
 class Launched:
@@ -101,12 +115,14 @@ def choose_shape(namespaces: NamespacePlan) -> str:
     """`direct` where one clone is enough: root, and no user namespace that stands in the way of another join.
 
     A namespace made by the clone that also makes the user namespace belongs to it; one that is joined by
-    path belongs to another, which the child could not enter any more.
+    path belongs to another, which the child could not enter any more. And init is not to be born into somebody
+    else's PID namespace before it has left the host.
     """
     if os.geteuid() != 0 or namespaces.join_of(c.CLONE_NEWUSER) is not None:
         return STAGED
-    joins_others = any(join.kind != c.CLONE_NEWPID for join in namespaces.joins)
-    return STAGED if namespaces.new & c.CLONE_NEWUSER and joins_others else DIRECT
+    if not namespaces.new & c.CLONE_NEWUSER:
+        return DIRECT if namespaces.pid_join is None else STAGED
+    return STAGED if any(join.kind != c.CLONE_NEWPID for join in namespaces.joins) else DIRECT
 
 
 def choose_tenant_shape(kinds: int) -> str:
@@ -122,6 +138,7 @@ def launch_landlord(
 ) -> Operation[Launched]:
     """Bring a container's init up to its start gate. StageError, with no process left, when a step fails."""
     launch = direct.launch_landlord if shape == DIRECT else staged.launch_landlord
+    host.open_sources = lambda pidfd, socket: launch_opener(plan.rootfs, pidfd, socket)
     born_in = cgroup.v2_dir
     try:
         channels = launch(plan, cgroup, born_in)
@@ -216,6 +233,7 @@ def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
         if launched is not None and launched.console is not None:
             launched.console.close()
         if not isinstance(failure, GeneratorExit):  # else nobody drives us any more
+            yield from _bury_opener(host)
             yield from bury(channels.pid, channels.pidfd)
             if child != channels.pid:
                 yield from bury(child, pidfd)
@@ -232,11 +250,14 @@ def _converse_with_intermediate(channels: direct.Channels, host: HostSide) -> Op
     inter = channels.inter
     assert inter is not None
     while True:
-        message, fds = yield from inter.received((MappingRequest, InitPid), STAGE_TIMEOUT_S)
+        message, fds = yield from inter.received(_INTER_REQUESTS, host.patience_s)
         if isinstance(message, InitPid):
             break
-        yield from _map(host, channels.pid)
-        inter.send(MappingWritten())
+        if isinstance(message, MappingRequest):
+            yield from _map(host, channels.pid)
+            inter.send(MappingWritten())
+        else:  # init's part, where init is not to be born before (`shared_pids`)
+            yield from _answer(Launched(channels.pid, channels.pidfd, inter), host, message, fds)
     yield Claim(message.pid)
     if len(fds) != 1:
         close_all(fds)
@@ -273,8 +294,11 @@ def _converse_with_init(launched: Launched, host: HostSide, maps: bool) -> Opera
         if isinstance(message, Ready):
             break
         yield from _answer(launched, host, message, fds)
+        if isinstance(message, HostRequest):
+            _tell(channel, LimitsSet())
     if fds:
         launched.console = fds[0]
+    yield from _bury_opener(host)
     host.timeline.mark("hear that it is ready")
     host.timeline.add(message.marks)
     launched.warnings = warnings + message.warnings
@@ -287,21 +311,34 @@ def _tell(channel: Channel, message: Record) -> None:
         pass  # it failed already; its report is in the channel and says more than we know
 
 
-_REQUESTS = (HostRequest, Listener, Ready)
+_INTER_REQUESTS = (MappingRequest, SourcesRequest, HostRequest, InitPid)
+_REQUESTS = (SourcesRequest, HostRequest, Listener, Ready)
 
 
 def _answer(launched: Launched, host: HostSide, message: Record, fds: list[OwnedFd]) -> Operation[None]:
     if isinstance(message, HostRequest):
         said = "" if host.attend is None else (yield from host.attend(launched.pid))
         trace.passed("attend to the host's part")
+        host.attend = None
         _tell(launched.channel, HostDone(said))
-        _tell(launched.channel, LimitsSet())
-    elif host.notify is not None and len(fds) == 1:
+    elif isinstance(message, SourcesRequest) and len(fds) == 1 and host.open_sources and host.opener is None:
+        with fds[0] as socket:
+            host.opener = host.open_sources(launched.pidfd, socket)
+        yield Claim(host.opener[0])
+    elif isinstance(message, Listener) and host.notify is not None and len(fds) == 1:
         with fds[0] as listener:
             yield from host.notify(launched.pid, listener)
     else:
         close_all(fds)
-        raise StageError("main", "read", "message of 2:INIT", "a seccomp listener that nobody asked for")
+        raise StageError("main", "read", "message of 2:INIT", "a descriptor that nobody asked for")
+
+
+def _bury_opener(host: HostSide) -> Operation[None]:
+    """It has nothing more to do; if it hangs at a source, that must not keep us."""
+    if host.opener is not None:
+        (pid, pidfd), host.opener = host.opener, None
+        with pidfd:
+            yield from bury(pid, pidfd)
 
 
 def _has_ended(pidfd: OwnedFd) -> bool:

@@ -156,9 +156,12 @@ def become_intermediate_of_landlord(
         enter_by_path(step, plan.joins)
         enter_user_namespace(step, plan, main)
     else:
+        # What belongs to another user namespace than the one we join takes the rights that we have now.
+        left = enter_what_we_may(step, plan.joins)
         enter_user_namespace(step, plan, main)
-        enter_by_path(step, plan.joins)
-    enter_pid_namespace(step, plan.namespaces.new, plan.joins)
+        enter_by_path(step, left)
+    if plan.namespaces.pid_join is None:
+        enter_pid_namespace(step, plan.namespaces.new, plan.joins)
     step.begin("clone init")
     report_init(main, *clone_init())
 
@@ -200,6 +203,17 @@ def enter_landlords_namespaces(step: Step, plan: TenantPlan) -> None:
     setns(plan.landlord_pidfd, plan.kinds & ~c.CLONE_NEWPID)
     if plan.kinds & c.CLONE_NEWUSER:
         become_root_inside()
+
+
+def enter_what_we_may(step: Step, joins: Iterable[tuple[Join, OwnedFd]]) -> list[tuple[Join, OwnedFd]]:
+    """`enter_by_path`, but for those that we are not privileged over: they are given back."""
+    left = []
+    for each in joins:
+        try:
+            enter_by_path(step, (each,))
+        except PermissionError:
+            left.append(each)
+    return left
 
 
 def enter_by_path(step: Step, joins: Iterable[tuple[Join, OwnedFd]]) -> None:

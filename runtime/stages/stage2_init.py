@@ -6,6 +6,7 @@ start gate. The order of the steps is the security of the container; where it ma
 
 from __future__ import annotations
 
+import _signal
 import _socket
 import fcntl
 import os
@@ -16,16 +17,19 @@ from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import setns, unshare
 from runtime.namespaces import enter
-from runtime.rootfs import apply_mounts, pivot_into, protect
+from runtime.rootfs import apply_mounts, make_cwd, pivot_into, protect
 from runtime.stages.messages import HostDone, HostRequest, Start
+from runtime.stages.mount_sources import HostsSources
 from runtime.stages.program import announce, prepare_program, run_program
 from runtime.stages.stage1_namespaces import LATE_KINDS
 from runtime.sysctls import apply_sysctls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
+    from runtime.rootfs.apply import MakeInside, MountedRoot
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan
@@ -33,16 +37,25 @@ if TYPE_CHECKING:
 
 def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
     """The list of steps of a container's start, in order. `namespaces` not made by the clone are entered by now."""
-    new = plan.namespaces.new
     enter_late_namespaces(step, plan)
-    # In a PID namespace that others share, they can see us from here on; these must not be there to be seen.
     close_all(fd for _join, fd in plan.joins)
+    mounted = make_world(step, plan, main)
+    finish_init(step, plan, mounted, main)
+
+
+def make_world(
+    step: Step, plan: LandlordPlan, main: Channel, make_inside: MakeInside | None = None
+) -> MountedRoot:
+    """From bare namespaces to the container's root. `make_inside`: we are not in the PID namespace it is to have."""
+    new = plan.namespaces.new
     name_the_host(step, plan)
     if new & c.CLONE_NEWNET:
         step.begin("bring up", "lo")
         bring_up_loopback()
     step.begin("mount root file system", plan.rootfs.root)
-    mounted = apply_mounts(plan.rootfs)
+    host = HostsSources(main)
+    mounted = apply_mounts(plan.rootfs, host.open, make_inside)
+    host.close()
     if plan.asks_host:
         step.begin("wait for host")
         main.send(HostRequest())  # hooks must see the mounts, but still by the host's root
@@ -55,19 +68,47 @@ def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
         plan.create_container_hooks()
     step.begin("pivot into", plan.rootfs.root)
     pivot_into(mounted)
+    return mounted
+
+
+def finish_init(step: Step, plan: LandlordPlan, mounted: MountedRoot, main: Channel) -> NoReturn:
+    """In the container's root: what is left of its protection, then the program."""
+    step.begin("make working directory", plan.process.cwd)
+    make_cwd(mounted)
     step.begin("write sysctls")
     apply_sysctls(plan.sysctls)  # before /proc/sys becomes read-only
     step.begin("mask and protect paths")
     protect(mounted)
     if plan.keyring:
         step.begin("make session keyring")
-        make_session_keyring(plan.id, bool(new & c.CLONE_NEWUSER), plan.process.selinux_label)
+        make_session_keyring(plan.id, bool(plan.namespaces.new & c.CLONE_NEWUSER), plan.process.selinux_label)
     prepared = prepare_program(step, plan.process, main, landlord=True)
     announce(step, prepared, main)
     if plan.gate is not None:
-        main.continue_with(accept(plan.gate))  # whoever starts us is told how it went
+        main.continue_with(with_signals_in_force(accept, plan.gate))  # who starts us is told how it went
     main.expect(Start)
     run_program(step, prepared, plan.start_container_hooks)
+
+
+def with_signals_in_force(wait: Callable[[OwnedFd], OwnedFd], gate: OwnedFd) -> OwnedFd:
+    """`wait` at the `gate`, but let signals that end a process end this one meanwhile: it is a container that can be stopped.
+
+    As the first process of a PID namespace it is spared all signals that it has no handler for.
+    """
+    for number in ENDING_SIGNALS:
+        _signal.signal(number, lambda caught, _frame: os._exit(128 + caught))
+    before = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ENDING_SIGNALS)
+    caller = wait(gate)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+    for number in ENDING_SIGNALS:
+        _signal.signal(number, _signal.SIG_DFL)
+    return caller
+
+
+ENDING_SIGNALS = (
+    *(_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2),
+    *(_signal.SIGALRM, _signal.SIGTERM),
+)
 
 
 def accept(gate: OwnedFd) -> OwnedFd:

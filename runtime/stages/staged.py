@@ -9,20 +9,22 @@ from __future__ import annotations
 from runtime.stages.channel import channel_pair
 from runtime.stages.clone import INIT, INTER, clone_stage
 from runtime.stages.direct import Channels, born_on, kept, landlord_fds
+from runtime.stages.shared_pids import make_shared_world
 from runtime.stages.stage1_namespaces import (
     CgroupEntry,
     become_intermediate_of_landlord,
     become_intermediate_of_tenant,
 )
 from runtime.stages.stage2_exec import become_tenant
-from runtime.stages.stage2_init import become_init, enter_remaining_namespaces
+from runtime.stages.stage2_init import become_init, enter_remaining_namespaces, finish_init
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from runtime.cgroups import Join as CgroupJoin
     from runtime.linux.fds import OwnedFd
+    from runtime.rootfs import MountedRoot
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan, TenantPlan
@@ -41,6 +43,30 @@ def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | N
     def run_init(step: Step, main: Channel) -> None:
         enter_remaining_namespaces(step, plan)
         become_init(step, plan, main)
+
+    if plan.namespaces.pid_join is not None:
+        return _launch_into_shared_pids(plan, entry, keep, born_in)
+    return _clone(run_inter, run_init, keep, init_keep, born_in, plan.sibling)
+
+
+def _launch_into_shared_pids(
+    plan: LandlordPlan, entry: CgroupEntry, keep: tuple[int, ...], born_in: OwnedFd | None
+) -> Channels:
+    """The same where init joins a PID namespace by path: it is not born before its root is made (`shared_pids`)."""
+    made: list[MountedRoot] = []
+    init_keep = [*kept(plan.process, None), *(fd.fileno() for fd in landlord_fds(plan) if fd is plan.gate)]
+
+    def run_inter(step: Step, main: Channel, clone_init: Callable[[], tuple[int, int]]) -> None:
+        def make_world_first() -> tuple[int, int]:
+            made.append(make_shared_world(step, plan, main))
+            init_keep.extend(made[0].filenos())
+            step.begin("clone init")
+            return clone_init()
+
+        become_intermediate_of_landlord(step, plan, entry, main, make_world_first)
+
+    def run_init(step: Step, main: Channel) -> None:
+        finish_init(step, plan, made[0], main)
 
     return _clone(run_inter, run_init, keep, init_keep, born_in, plan.sibling)
 
@@ -66,7 +92,7 @@ def _clone(
     run_inter: Callable[[Step, Channel, Callable[[], tuple[int, int]]], None],
     run_init: Callable[[Step, Channel], None],
     keep: tuple[int, ...],
-    init_keep: tuple[int, ...],
+    init_keep: Sequence[int],
     born_in: OwnedFd | None,
     sibling: bool = False,
 ) -> Channels:
@@ -76,7 +102,7 @@ def _clone(
     def clone_init() -> tuple[int, int]:
         # A sibling: stage 0, not the intermediate process, must be able to wait for it.
         pid, pidfd = clone_stage(
-            INIT, lambda step: run_init(step, far_init), far_init, init_keep, sibling=True
+            INIT, lambda step: run_init(step, far_init), far_init, tuple(init_keep), sibling=True
         )
         far_init.close()
         return pid, pidfd

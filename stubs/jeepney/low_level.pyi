@@ -29,6 +29,7 @@ class HeaderFields(IntEnum):
 class Header:
     message_type: MessageType
     fields: dict[HeaderFields, Any]
+    serial: int
     def __init__(
         self,
         endianness: Endianness,

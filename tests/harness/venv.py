@@ -2,8 +2,8 @@
 
 `python3 tests/harness/venv.py` makes `.venv` from the machine's own CPython (never a pyenv shim: the
 launcher's first line needs the real path), installs what pyproject.toml names in the versions of
-requirements.lock, and writes the commands `manor` and `containerd-shim-manor-v2`. Wheels are kept
-in the cache, so the second checkout needs no network. Standard library only.
+requirements.lock, and writes the commands `manor`, `manor-oci` and `containerd-shim-manor-v2`. Wheels
+are kept in the cache, so the second checkout needs no network. Standard library only.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _make(directory: Path, interpreter: Interpreter) -> None:
 
 
 def write_commands(python: Path) -> None:
-    """Put the checkout on the environment's path and write its two commands."""
+    """Put the checkout on the environment's path and write its commands."""
     (site,) = VENV.glob("lib/python3.*/site-packages")
     (site / "manor.pth").write_text(f"{CHECKOUT}\n", encoding="utf-8")
     command = VENV / "bin" / "manor"

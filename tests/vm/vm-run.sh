@@ -18,6 +18,7 @@
 #   -w DIR      working directory inside       (the current one if visible, else /)
 #   -e VAR=VAL  environment for COMMAND; may be repeated
 #   -S          systemd is PID 1 (with dbus), COMMAND runs as vmrun.service
+#   -H          with -S: systemd mounts v1 controllers and v2 beside them (hybrid)
 #   -M MODS     more kernel modules to load, e.g. "veth bridge br_netfilter"
 #   -d MIB      a blank virtio disk /dev/vda of that size (for io.max and mkfs)
 #   -n          user network (slirp; needs virtio_net), address by ip= on the kernel line
@@ -36,7 +37,7 @@ set -u
 me=${0##*/}
 die() { echo "$me: $*" >&2; exit 125; }
 
-T=300 MEM=2048 CPUS=2 WD= SYSTEMD=0 MODS= DISK=0 NET=0 FLAV=cloud ACCEL=tcg VERB=0 PREP=0 UML=0
+T=300 MEM=2048 CPUS=2 WD= SYSTEMD=0 UNIFIED=1 MODS= DISK=0 NET=0 FLAV=cloud ACCEL=tcg VERB=0 PREP=0 UML=0
 SCR=() XTRA=() ENVS=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -44,7 +45,7 @@ while [ $# -gt 0 ]; do
     -s) SCR+=("$(realpath -e -- "$2")") || die "no folder $2"; shift;;
     -x) XTRA+=("$(realpath -e -- "$2")") || die "no folder $2"; shift;;
     -w) WD=$2; shift;; -e) ENVS+=("$2"); shift;;
-    -S) SYSTEMD=1;; -M) MODS="$MODS $2"; shift;; -d) DISK=$2; shift;; -n) NET=1;;
+    -S) SYSTEMD=1;; -H) UNIFIED=0;; -M) MODS="$MODS $2"; shift;; -d) DISK=$2; shift;; -n) NET=1;;
     -k) FLAV=$2; shift;; -a) ACCEL=$2; shift;; -v) VERB=1;;
     --prepare) PREP=1;; --uml) UML=1;;
     --) shift; break;; -h|--help) sed -n '2,/^set -u/p' "$0" | sed '$d;s/^# \{0,1\}//'; exit 0;;
@@ -184,7 +185,7 @@ R=$O/root
 mkdir -p $R/proc $R/sys $R/dev $R/run $R/tmp
 mount -t tmpfs -o mode=755 run $R/run
 mount -t tmpfs -o mode=1777 tmp $R/tmp
-mkdir -p $R/run/vmrun $R/run/systemd/system $R/run/lock
+mkdir -p $R/run/vmrun $R/run/lock
 T overlay
 # plain tmpfs where programs keep overlays of their own (an overlay can't hold an upper dir)
 for d in /var/lib/containerd /var/lib/docker /var/lib/kubelet /var/tmp; do mkdir -p $R$d; mount -t tmpfs d $R$d; done
@@ -193,7 +194,8 @@ if [ "$MODE" = uml ]; then mount -t devtmpfs dev $R/dev; else mount -o move /dev
 mkdir -p $R/dev/pts $R/dev/shm $R/dev/mqueue
 mount -t devpts -o mode=620,ptmxmode=666 pts $R/dev/pts
 mount -t tmpfs -o mode=1777 shm $R/dev/shm
-mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup $R/sys/fs/cgroup || mount -t cgroup2 cgroup $R/sys/fs/cgroup
+[ "$(arg systemd.unified_cgroup_hierarchy)" = 0 ] ||  # else systemd takes what it finds
+  mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup $R/sys/fs/cgroup || mount -t cgroup2 cgroup $R/sys/fs/cgroup
 mount -o bind $CTL $R/run/vmrun
 [ -e $R/dev/fd ] || ln -s /proc/self/fd $R/dev/fd
 for n in 0:stdin 1:stdout 2:stderr; do [ -e $R/dev/${n#*:} ] || ln -s /proc/self/fd/${n%:*} $R/dev/${n#*:}; done
@@ -334,7 +336,7 @@ if [ $UML = 1 ]; then
   TMPDIR=/dev/shm setsid "$K/linux.uml" mem=${MEM}M root=/dev/root rootfstype=hostfs rootflags=/ ro \
     $([ $VERB = 1 ] || echo quiet loglevel=1) init="$RUN/init" vmrun.mode=uml vmrun.ctl="$CTL" ubd0=/dev/null \
     lsm=none \
-    $([ $SYSTEMD = 1 ] && echo systemd.unit=vmrun.target systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 systemd.log_level=warning) \
+    $([ $SYSTEMD = 1 ] && echo systemd.unit=vmrun.target systemd.unified_cgroup_hierarchy=$UNIFIED systemd.show_status=0 systemd.log_level=warning) \
     con=null con0=$CON con1=null,fd:7 con2=null,fd:8 </dev/null >"$RUN/uml.log" 2>&1 &
   VM=$!
 else
@@ -384,7 +386,7 @@ FS
   if [ $NET = 1 ]; then : >"$CTL/net"; Q+=(-netdev user,id=n -device virtio-net-pci,netdev=n,romfile=); fi
   A="console=ttyS0 panic=-1 reboot=t mitigations=off init_on_alloc=0 nokaslr no_timer_check tsc=reliable random.trust_cpu=on net.ifnames=0 audit=0 lsm=landlock rcupdate.rcu_expedited=1 vmrun.mode=$MODE"
   [ $VERB = 1 ] && A="$A loglevel=7" || A="$A quiet loglevel=3"
-  [ $SYSTEMD = 1 ] && A="$A systemd.unit=vmrun.target systemd.unified_cgroup_hierarchy=1 systemd.show_status=0 systemd.log_level=warning systemd.log_target=kmsg"
+  [ $SYSTEMD = 1 ] && A="$A systemd.unit=vmrun.target systemd.unified_cgroup_hierarchy=$UNIFIED systemd.show_status=0 systemd.log_level=warning systemd.log_target=kmsg"
   Q+=(-kernel "$KERN" -initrd "$K/initramfs.cpio" -append "$A ${VM_APPEND:-}")
   setsid "${Q[@]}" </dev/null 2>"$RUN/qemu.log" &
   VM=$!

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,15 @@ import pytest
 
 from runtime.cgroups import detect_layout
 from runtime.linux import constants as c
+from runtime.linux import mount as m
+from runtime.linux.fds import OwnedFd
 from runtime.linux.process import unshare
-from runtime.rootfs import MountedRoot, apply_mounts, pivot_into, plan_rootfs, protect
+from runtime.rootfs import MountedRoot, apply_mounts, make_cwd, pivot_into, plan_rootfs, protect
 from runtime.spec.load import load_spec
 from runtime.stages.plan import DIRECT
 from tests.e2e.runtime.conftest import Runner, runner
 from tests.harness.bundles import Bundle
+from tests.harness.tools import RUNC_1, ToolError, program
 from tests.unit.runtime.forked import in_child
 
 __all__ = ["Runner", "runner"]
@@ -27,6 +32,15 @@ __all__ = ["Runner", "runner"]
 def way() -> tuple[str, bool]:
     """One shape of the stages is enough here: the file system is made in the same way in all."""
     return DIRECT, False
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory that the root of a user namespace can reach too: those above pytest's own are 0700."""
+    with tempfile.TemporaryDirectory(prefix="manor-tests-") as directory:
+        path = Path(directory)
+        path.chmod(0o755)
+        yield path
 
 
 class Canary:
@@ -91,6 +105,7 @@ def inside(bundle: Bundle) -> Inside:
             if before is not None:
                 before(mounted)
             pivot_into(mounted)
+            make_cwd(mounted)
             protect(mounted)
             return work()
 
@@ -125,6 +140,63 @@ def bind(source: Path | str, destination: str, *options: str) -> dict[str, Any]:
 def tmpfs(destination: str, *options: str) -> dict[str, Any]:
     """A tmpfs for a config."""
     return {"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": list(options)}
+
+
+MAPPING = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+
+
+def with_user_namespace(bundle: Bundle) -> None:
+    """Give the container of `bundle` a user namespace, and the image to its root."""
+    for place in (bundle.rootfs, *bundle.rootfs.rglob("*")):
+        os.chown(place, 100000, 100000, follow_symlinks=False)
+    bundle.config["linux"]["namespaces"].append({"type": "user"})
+    bundle.config["linux"].update(uidMappings=MAPPING, gidMappings=MAPPING)
+
+
+@pytest.fixture
+def id_maps(tmp_path: Path) -> None:
+    """Skips a test where the file system of temporary files cannot be id-mapped: tmpfs can from Linux 6.3 on."""
+
+    def attempt() -> bool:
+        started, done = os.pipe(), os.pipe()
+        if not (pid := os.fork()):
+            unshare(c.CLONE_NEWUSER)
+            os.write(started[1], b"x")
+            os.read(done[0], 1)
+            os._exit(0)
+        os.read(started[0], 1)
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{name}").write_text("0 0 1")
+        with OwnedFd(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)) as namespace:
+            os.write(done[1], b"x")
+            os.waitpid(pid, 0)
+            with m.clone_tree(-100, str(tmp_path)) as tree:
+                try:
+                    m.map_ids(tree.fileno(), namespace.fileno())
+                except OSError:
+                    return False
+        return True
+
+    if not in_child(attempt):
+        pytest.skip(f"the file system of {tmp_path} cannot be id-mapped on this kernel")
+
+
+def without(bundle: Bundle, kind: str) -> None:
+    """Let the container of `bundle` share that namespace with the host."""
+    namespaces = bundle.config["linux"]["namespaces"]
+    namespaces[:] = [each for each in namespaces if each["type"] != kind]
+
+
+def by_runc(bundle: Bundle) -> subprocess.CompletedProcess[str]:
+    """What runc makes of the same bundle."""
+    try:
+        runc = program(RUNC_1, "runc")
+    except ToolError as error:
+        pytest.skip(str(error))
+    bundle.write()
+    state = bundle.path.parent / "runc"
+    command = [str(runc), "--root", str(state), "run", "-b", str(bundle.path), bundle.path.name]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def replace_place(path: Path) -> None:

@@ -13,7 +13,7 @@ from runtime.cgroups import detect_layout
 from runtime.linux.constants import WALL
 from runtime.linux.process import unshare
 from runtime.operations import start
-from runtime.rootfs import RootfsPlan, apply_mounts, pivot_into, plan_rootfs, protect
+from runtime.rootfs import RootfsPlan, apply_mounts, make_cwd, pivot_into, plan_rootfs, protect
 from runtime.rootfs.plan import DeviceNode
 from runtime.spec.load import load_spec
 from runtime.waiting import run
@@ -179,6 +179,7 @@ def test_in_a_user_namespace_the_hosts_devices_are_bound(bundle: Bundle) -> None
     def init() -> list[Any]:
         mounted = apply_mounts(plan)
         pivot_into(mounted)
+        make_cwd(mounted)
         protect(mounted)
         Path("/dev/null").write_text("x")
         devices = {name: os.stat(f"/dev/{name}").st_rdev for name in ("null", "tty", "zero")}

@@ -154,7 +154,7 @@ def test_proc_and_sys_must_be_ordinary_directories(
     (bundle.rootfs / "elsewhere").mkdir()
     (bundle.rootfs / place[1:]).rmdir()
     (bundle.rootfs / place[1:]).symlink_to(target)
-    with pytest.raises(AssertionError, match=f"{place} is not an ordinary directory"):
+    with pytest.raises(AssertionError, match=f"{place} must be mounted on ordinary directory"):
         inside(lambda: None)
 
 

@@ -96,7 +96,7 @@ def test_startContainer_is_a_program_of_the_container(runner: Runner) -> None:  
 def test_a_hook_that_fails_fails_the_create_and_leaves_nothing(runner: Runner, moment: str) -> None:
     bundle, log = with_hooks(runner, moment, failing=moment)
     with pytest.raises(
-        ManorError, match=rf"error running {moment} hook #0 \(.*/hook\): exit status 3, output: on purpose"
+        ManorError, match=rf"error running {moment} hook #0: .*/hook: exit status 3, output: on purpose"
     ):
         runner.create(bundle)
     assert len(entries(log)) == 1
@@ -106,9 +106,7 @@ def test_a_startContainer_hook_that_fails_fails_the_start(runner: Runner) -> Non
     bundle = runner.bundle("sleep", "1000")
     bundle.config["hooks"] = {"startContainer": [{"path": "/bin/false"}]}
     container = runner.create(bundle)
-    with pytest.raises(
-        ManorError, match=r"error running startContainer hook #0 \(/bin/false\): exit status 1"
-    ):
+    with pytest.raises(ManorError, match=r"error running startContainer hook #0: /bin/false: exit status 1"):
         run(start(container))
 
 
@@ -129,10 +127,10 @@ def test_a_poststop_hook_that_fails_is_a_warning_and_the_others_run(runner: Runn
     runner.stop(container)
     runner.delete(container)
     assert len(entries(log)) == 2
-    assert [warning.split(":")[0] for warning in container.warnings] == [
-        f"error running poststop hook #{index} ({bundle.config['hooks']['poststop'][0]['path']})"
-        for index in (0, 1)
-    ]
+    path = bundle.config["hooks"]["poststop"][0]["path"]
+    for index, warning in enumerate(container.warnings):
+        assert warning.startswith(f"error running poststop hook #{index}: {path}: exit status 3")
+    assert len(container.warnings) == 2
 
 
 def test_a_hook_past_its_time_is_killed_and_fails_the_create(runner: Runner) -> None:
@@ -140,7 +138,9 @@ def test_a_hook_past_its_time_is_killed_and_fails_the_create(runner: Runner) -> 
     bundle.config["hooks"] = {
         "createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "60"], "timeout": 1}]
     }
-    with pytest.raises(ManorError, match=r"createRuntime hook #0 .*: hook ran past specified timeout of 1 s"):
+    with pytest.raises(
+        ManorError, match=r"createRuntime hook #0: .*hook ran past specified timeout of 1.0s"
+    ):
         runner.create(bundle)
 
 

@@ -69,7 +69,7 @@ def test_the_first_failure_ends_it_and_says_what_the_hook_said(tmp_path: Path) -
     with pytest.raises(HookError) as failure:
         run(hooks.run("createRuntime", listed, STATE, spawn))
     assert (
-        str(failure.value) == "error running createRuntime hook #1 (/bin/sh): exit status 3, output: one\ntwo"
+        str(failure.value) == "error running createRuntime hook #1: /bin/sh: exit status 3, output: one\ntwo"
     )
     assert not (tmp_path / "never").exists()
 
@@ -78,17 +78,68 @@ def test_where_failures_are_warnings_the_rest_is_run(tmp_path: Path) -> None:
     listed = (shell("exit 1"), shell(f"touch {tmp_path}/yes"), shell("kill -9 $$"))
     warnings = run(hooks.run_all("poststop", listed, STATE, spawn))
     assert warnings == (
-        "error running poststop hook #0 (/bin/sh): exit status 1",
-        "error running poststop hook #2 (/bin/sh): killed by signal 9",
+        "error running poststop hook #0: /bin/sh: exit status 1",
+        "error running poststop hook #2: /bin/sh: killed by signal 9",
     )
     assert (tmp_path / "yes").exists()
 
 
 def test_a_hook_past_its_time_is_killed() -> None:
     started = time.monotonic()
-    with pytest.raises(HookError, match="hook ran past specified timeout of 1 s, output: here"):
+    with pytest.raises(HookError, match=r"/bin/sh: hook ran past specified timeout of 1\.0s, output: here"):
         run(hooks.run("poststart", (shell("echo here; exec sleep 60", timeout=1),), STATE, spawn))
     assert time.monotonic() - started < 10
+
+
+def test_what_a_hook_past_its_time_has_started_is_killed_with_it(tmp_path: Path) -> None:
+    script = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
+    with pytest.raises(HookError, match="ran past"):
+        run(hooks.run("createRuntime", (shell(script, timeout=1),), STATE, spawn))
+    assert has_ended(int((tmp_path / "pid").read_text()))
+
+
+def has_ended(pid: int) -> bool:
+    """Whether an orphan is gone, or a zombie that waits for its new parent."""
+    for _attempt in range(100):
+        try:
+            with open(f"/proc/{pid}/stat", encoding="ascii") as stream:
+                if stream.read().rpartition(")")[2].split()[0] == "Z":
+                    return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_hook_under_the_containers_filter_makes_no_session() -> None:
+    for moment, own in (("startContainer", False), ("createContainer", True)):
+        script = (
+            "read -r _pid _name _state _parent _group session _rest < /proc/self/stat; echo $session; exit 1"
+        )
+        with pytest.raises(HookError) as failure:
+            run(hooks.run(moment, (shell(script),), STATE, spawn))
+        assert (str(failure.value).endswith(f"output: {os.getsid(0)}")) != own
+
+
+def test_a_hook_begins_where_it_is_told_to(tmp_path: Path) -> None:
+    with pytest.raises(HookError, match=f"output: {tmp_path}$"):
+        run(hooks.run("prestart", (shell("pwd; exit 1"),), STATE, spawn, directory=str(tmp_path)))
+    with pytest.raises(HookError, match="exit status 127, output: No such file or directory"):
+        run(hooks.run("prestart", (shell("true"),), STATE, spawn, directory=f"{tmp_path}/gone"))
+
+
+def test_a_hook_that_cannot_be_cloned_is_named() -> None:
+    def no_spawn(_become: Callable[[], None], _keep: tuple[int, ...]) -> tuple[int, int]:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    with pytest.raises(HookError, match="prestart hook #0: /bin/sh: clone: Resource temporarily unavail"):
+        run(hooks.run("prestart", (shell("true"),), STATE, no_spawn))
+
+
+def test_an_environment_is_passed_on_as_far_as_it_is_one() -> None:
+    env = ("A=1", "A=2", "", "=x", "B", "C==", "PATH=/bin:/usr/bin")
+    with pytest.raises(HookError, match="output: 2,yes,=$"):
+        run(hooks.run("prestart", (shell("echo $A,${B-no}${B+yes},$C; exit 1", env=env),), STATE, spawn))
 
 
 def test_a_hook_that_leaves_a_daemon_with_its_output_open_is_done_all_the_same() -> None:
@@ -108,7 +159,7 @@ def test_of_endless_output_the_end_is_kept_and_no_more() -> None:
 
 def test_a_program_that_is_not_there_is_named() -> None:
     with pytest.raises(
-        HookError, match=r"hook #0 \(/no/such\): exit status 127, output: No such file or directory"
+        HookError, match=r"hook #0: /no/such: exit status 127, output: No such file or directory"
     ):
         run(hooks.run("prestart", (Hook("/no/such"),), STATE, spawn))
 
@@ -153,3 +204,12 @@ def test_a_hook_is_killed_when_nobody_waits_any_more(tmp_path: Path) -> None:
 def test_what_is_no_hook_is_refused(listed: Hooks, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         hooks.check_hooks(listed)
+
+
+def test_a_tool_is_run_the_same_way_with_nothing_of_ours() -> None:
+    done = hooks.run_tool(("/bin/sh", "-c", 'test "$0" = /bin/sh; cat; env; pwd; exit 4'), spawn, 5)
+    said = run(done)
+    assert said.startswith("exit status 4, output: ")
+    assert said.endswith("PWD=/\n/")
+    assert run(hooks.run_tool(("/bin/true",), spawn, 5)) == ""
+    assert run(hooks.run_tool(("/bin/sleep", "60"), spawn, 1)) == "hook ran past specified timeout of 1.0s"

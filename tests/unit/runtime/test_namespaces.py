@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from runtime.errors import ConfigError, StageError
+from runtime.errors import StageError
 from runtime.linux import constants as c
 from runtime.namespaces import Join, open_joins, plan_namespaces
 from runtime.spec.model import Namespace
@@ -19,11 +19,6 @@ def test_new_and_joined_namespaces_are_told_apart() -> None:
     assert plan.new == c.CLONE_NEWNS | c.CLONE_NEWPID
     assert plan.joins == (Join("network", c.CLONE_NEWNET, "/run/netns/a"),)
     assert plan.kinds == c.CLONE_NEWNS | c.CLONE_NEWPID | c.CLONE_NEWNET
-
-
-def test_no_new_mount_namespace_is_refused() -> None:
-    with pytest.raises(ConfigError, match="mount namespace"):
-        plan_namespaces((Namespace("pid"),))
 
 
 def test_a_path_that_is_not_there_is_named_and_the_others_are_closed() -> None:
@@ -48,7 +43,8 @@ def test_the_user_namespace_that_we_are_in_already_is_not_joined() -> None:
     ("namespaces", "euid", "shape"),
     [
         ((MOUNT, Namespace("pid")), 0, DIRECT),
-        ((MOUNT, Namespace("network", "/n"), Namespace("pid", "/p")), 0, DIRECT),
+        ((MOUNT, Namespace("network", "/n")), 0, DIRECT),
+        ((MOUNT, Namespace("network", "/n"), Namespace("pid", "/p")), 0, STAGED),
         ((MOUNT, Namespace("user")), 0, DIRECT),
         ((MOUNT, Namespace("user"), Namespace("pid", "/p")), 0, DIRECT),
         ((MOUNT, Namespace("user"), Namespace("network", "/n")), 0, STAGED),

@@ -84,7 +84,7 @@ def rule(
 
 
 def profile(*rules: SeccompRule, default: str = "SCMP_ACT_ERRNO", **fields: Any) -> Seccomp:
-    return Seccomp(default, syscalls=rules, **fields)
+    return Seccomp(default, syscalls=rules, **{"listener_path": "/run/agent.sock", **fields})
 
 
 def program(*rules: SeccompRule, **fields: Any) -> bytes:
@@ -168,6 +168,13 @@ def test_socketcall_cannot_get_round_a_rule_for_socket() -> None:
     compiled = program(refused, default="SCMP_ACT_ALLOW", architectures=("SCMP_ARCH_X86", "SCMP_ARCH_X86_64"))
     assert verdict(compiled, X86_64, SOCKET, 38) == returns(13)
     assert verdict(compiled, I386, 359, 38) == returns(13)
+    # Its arguments lie in memory: libseccomp refuses them all.
+    assert verdict(compiled, I386, 102, 1) == returns(13)
+
+
+def test_calls_that_an_architecture_has_only_behind_another_are_taken() -> None:
+    compiled = program(rule("socket"), architectures=("SCMP_ARCH_X86",))
+    assert [verdict(compiled, I386, number, 1) for number in (359, 102)] == [ALLOW, ALLOW]
 
 
 def test_a_call_libseccomp_does_not_know_is_left_out_and_told(default_profile: Seccomp) -> None:
@@ -189,7 +196,6 @@ def test_a_rule_that_repeats_the_default_is_none() -> None:
         ((), 0),
         (("SECCOMP_FILTER_FLAG_TSYNC",), 0),
         (("SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"), 6),
-        (("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",), 32),
     ],
 )
 def test_flags(flags: tuple[str, ...] | None, number: int) -> None:
@@ -197,8 +203,19 @@ def test_flags(flags: tuple[str, ...] | None, number: int) -> None:
 
 
 def test_a_notifying_rule_asks_for_a_listener() -> None:
-    compiled = seccomp.compile_profile(profile(rule("uname", action="SCMP_ACT_NOTIFY"), flags=()))
+    notifying = rule("uname", action="SCMP_ACT_NOTIFY")
+    compiled = seccomp.compile_profile(profile(notifying, flags=()))
     assert (compiled.flags, compiled.notify) == (8, True)
+    killable = profile(notifying, flags=("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",))
+    assert seccomp.compile_profile(killable).flags == 40
+    assert seccomp.compile_profile(profile(rule("uname"), listener_metadata="of nobody")).notify is False
+
+
+def test_a_profile_from_the_cache_has_its_listener_looked_at(tmp_path: Path) -> None:
+    notifying = profile(rule("uname", action="SCMP_ACT_NOTIFY"))
+    assert seccomp.cached(notifying, str(tmp_path)).notify
+    with pytest.raises(ConfigError, match=r"linux\.seccomp\.listenerPath: SCMP_ACT_NOTIFY needs it"):
+        seccomp.cached(replace(notifying, listener_path=None), str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -214,6 +231,16 @@ def test_a_notifying_rule_asks_for_a_listener() -> None:
             "linux.seccomp.syscalls[0].action",
         ),
         (profile(rule("write", action="SCMP_ACT_NOTIFY")), "linux.seccomp.syscalls[0]"),
+        (
+            profile(rule("read"), rule("acct", "sendmsg", action="SCMP_ACT_NOTIFY")),
+            "linux.seccomp.syscalls[1]",
+        ),
+        (profile(rule("uname", action="SCMP_ACT_NOTIFY"), listener_path=None), "linux.seccomp.listenerPath"),
+        (
+            profile(rule("uname"), listener_path=None, listener_metadata="x"),
+            "linux.seccomp.listenerMetadata",
+        ),
+        (profile(flags=("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",)), "linux.seccomp.flags"),
         (profile(rule("")), "linux.seccomp.syscalls[0].names"),
         (profile(rule("read", args=(SeccompArgument(0, 1, "=="),))), "linux.seccomp.syscalls[0].args[0].op"),
         (

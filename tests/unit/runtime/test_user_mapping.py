@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from runtime.errors import ConfigError
 from runtime.linux import constants as c
 from runtime.linux.process import set_dumpable, unshare
-from runtime.spec.model import IdMapping
+from runtime.record import replace
+from runtime.spec.model import IdMapping, Linux, Mount, Namespace, NetDevice, Process, Root, Spec, User
 from runtime.user_mapping import (
     Caller,
     MappingError,
     UserMapping,
+    caller,
+    check_rootless,
+    find_tool,
+    groups_are_denied,
     plan_mapping,
     write_by_tools,
     write_mapping,
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
     from runtime.waiting import Operation
 
-    RunProgram = Callable[[tuple[str, ...]], Operation[tuple[int, str]]]
+    RunTool = Callable[[tuple[str, ...]], Operation[str]]
 
 WHOLE = (IdMapping(0, 100000, 65536),)
 
@@ -124,28 +129,121 @@ def test_what_the_tools_write_is_not_written_here(tmp_path: Path) -> None:
     assert contents == ["0 1000 1\n", "", ""]
 
 
-def answering(code: int, output: str, seen: list[tuple[str, ...]]) -> RunProgram:
-    def run_program(arguments: tuple[str, ...]) -> Operation[tuple[int, str]]:
+def answering(failure: str, seen: list[tuple[str, ...]]) -> RunTool:
+    def run_tool(arguments: tuple[str, ...]) -> Operation[str]:
         seen.append(arguments)
         yield Sleep(0)
-        return code, output
+        return failure
 
-    return run_program
+    return run_tool
 
 
-def test_tools_get_pid_and_ranges_as_arguments() -> None:
+@pytest.fixture
+def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A directory with both tools, as root would have installed them."""
+    for name in ("newuidmap", "newgidmap"):
+        (tmp_path / name).touch(0o755)
+    real = os.stat
+
+    def stat_of_root(path: Any, **how: Any) -> os.stat_result:
+        fields = list(real(path, **how))
+        if str(path).startswith(str(tmp_path)):
+            fields[4] = 0
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "stat", stat_of_root)
+    return str(tmp_path)
+
+
+def test_tools_get_pid_and_ranges_as_arguments(tools: str) -> None:
     seen: list[tuple[str, ...]] = []
     mapping = plan_mapping((IdMapping(0, 1000, 1), IdMapping(1, 5000, 10)), WHOLE, Caller(1000, 1000))
-    run(write_by_tools(42, mapping, answering(0, "", seen)))
+    run(write_by_tools(42, mapping, answering("", seen), ("/no/such", tools)))
     assert seen == [
-        ("newuidmap", "42", "0", "1000", "1", "1", "5000", "10"),
-        ("newgidmap", "42", "0", "100000", "65536"),
+        (f"{tools}/newuidmap", "42", "0", "1000", "1", "1", "5000", "10"),
+        (f"{tools}/newgidmap", "42", "0", "100000", "65536"),
     ]
 
 
-def test_a_tool_that_fails_is_quoted() -> None:
+def test_a_tool_that_fails_is_quoted(tools: str) -> None:
     mapping = plan_mapping(WHOLE, WHOLE, Caller(1000, 1000))
-    with pytest.raises(
-        MappingError, match="uid_map of process 42: newuidmap failed with 1: not in /etc/subuid"
-    ):
-        run(write_by_tools(42, mapping, answering(1, "not in /etc/subuid\n", [])))
+    said = f"write uid_map of process 42: {tools}/newuidmap: exit status 1, output: not in /etc/subuid"
+    with pytest.raises(MappingError, match=said):
+        run(write_by_tools(42, mapping, answering("exit status 1, output: not in /etc/subuid", []), (tools,)))
+
+
+def test_a_tool_that_is_not_there_is_named() -> None:
+    mapping = plan_mapping((IdMapping(0, 1000, 1),), WHOLE, Caller(1000, 1000))
+    with pytest.raises(MappingError, match="takes newgidmap, which is in none of /no/such /nor/this"):
+        run(write_by_tools(42, mapping, answering("", []), ("/no/such", "/nor/this")))
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757])
+def test_a_tool_that_others_could_change_is_not_run(tools: str, mode: int) -> None:
+    os.chmod(f"{tools}/newuidmap", mode)
+    with pytest.raises(MappingError, match="takes newuidmap"):
+        find_tool("newuidmap", (tools,))
+
+
+def test_a_tool_that_is_somebody_elses_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "newuidmap").touch(0o755)
+    if os.getuid() == 0:
+        os.chown(tmp_path / "newuidmap", 1000, 1000)
+    (tmp_path / "newgidmap").mkdir()
+    for name in ("newuidmap", "newgidmap"):
+        with pytest.raises(MappingError, match=f"takes {name}"):
+            find_tool(name, (str(tmp_path),))
+
+
+# ---- who is not root ---------------------------------------------------------------------------
+
+
+def test_root_is_no_special_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    for uid, expected in ((0, None), (1000, Caller(1000, 100))):
+        monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+        monkeypatch.setattr(os, "getegid", lambda: 100)
+        assert caller() == expected
+
+
+@pytest.mark.parametrize(("said", "denied"), [("allow\n", False), ("deny\n", True), (None, False)])
+def test_groups_are_what_the_kernel_says_for_root_and_denied_to_others(
+    tmp_path: Path, said: str | None, denied: bool
+) -> None:
+    file = tmp_path / "setgroups"
+    if said is not None:
+        file.write_text(said)
+    assert groups_are_denied(None, str(file)) is denied
+    assert groups_are_denied(Caller(1000, 1000), str(file)) is True
+
+
+def rootless_spec(**changes: Any) -> Spec:
+    linux = Linux(namespaces=(Namespace("mount"), Namespace("user")), uid_mappings=WHOLE, gid_mappings=WHOLE)
+    spec = Spec("1.3.0", Process(), Root("rootfs"), linux=linux)
+    return replace(spec, linux=replace(linux, **changes.pop("linux", {})), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"linux": {"namespaces": (Namespace("mount"),)}}, "linux.namespaces"),
+        ({"linux": {"net_devices": {"eth0": NetDevice()}}}, "linux.netDevices"),
+        ({"process": Process(user=User(additional_gids=(5,)))}, "process.user.additionalGids"),
+        ({"mounts": (Mount("/a"), Mount("/b", uid_mappings=WHOLE))}, "mounts[1].uidMappings"),
+        ({"mounts": (Mount("/a", options=("uid=65536",)),)}, "mounts[0].options"),
+        ({"mounts": (Mount("/a", options=("mode=755", "gid=70000")),)}, "mounts[0].options"),
+    ],
+)
+def test_what_only_root_could_do_is_refused_to_others(changes: dict[str, Any], path: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        check_rootless(rootless_spec(**changes))
+    assert failure.value.path == path
+
+
+def test_what_anybody_may_do_is_not() -> None:
+    mounts = (Mount("/a", options=("uid=65535", "gid=0", "uid=x", "guid=70000")),)
+    check_rootless(rootless_spec(mounts=mounts))
+    joined = (Namespace("mount"), Namespace("user", "/proc/1/ns/user"))
+    far = (Mount("/a", options=("uid=70000",)),)
+    check_rootless(
+        rootless_spec(linux={"namespaces": joined, "uid_mappings": (), "gid_mappings": ()}, mounts=far)
+    )

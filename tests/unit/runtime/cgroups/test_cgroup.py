@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from runtime.cgroups import Cgroup, Hierarchy, landlord_directory, open_cgroup
+from runtime.cgroups import (
+    Cgroup,
+    Hierarchy,
+    create_cgroup,
+    landlord_directory,
+    open_cgroup,
+    reopen,
+)
 from runtime.cgroups.layout import Layout, make_layout
 from runtime.errors import CgroupError, ConfigError, Unsupported
+from runtime.spec.model import Pids, Resources
 
 
 def hybrid(root: Path, *v1: str) -> Layout:
@@ -115,3 +124,68 @@ def test_landlord_is_looked_up_in_the_given_procfs(tmp_path: Path) -> None:
             landlord_directory(layout, 17, proc)
     finally:
         os.close(proc)
+
+
+# ---- who may not make cgroups everywhere -------------------------------------------------------
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *parts: str) -> None:
+    """Let nobody make a directory whose path has one of `parts`."""
+    mkdir = os.mkdir
+
+    def refuse(path: str, mode: int = 0o777) -> None:
+        if any(part in path for part in parts):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        mkdir(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    monkeypatch.setattr("runtime.cgroups.limits.set_devices", lambda *_arguments, **_named: None)
+
+
+def test_rootless_container_has_cgroups_where_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = hybrid(tmp_path, "memory", "pids")
+    forbid(monkeypatch, "/memory/", "/unified/")
+    cgroup = create_cgroup(layout, "", Resources(), "id", rootless=True)
+    assert list(cgroup.paths) == ["pids"]
+    assert list(reopen(layout, cgroup.describe()).paths) == ["pids"]
+
+
+def test_rootless_container_may_have_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = hybrid(tmp_path, "memory")
+    forbid(monkeypatch, str(tmp_path))
+    made = create_cgroup(layout, "", Resources(), "id", rootless=True)
+    cgroup = reopen(layout, made.describe())
+    assert (cgroup.paths, cgroup.pids(), cgroup.holders()) == ({}, [], [])
+    assert not cgroup.frozen()
+    cgroup.thaw()
+    cgroup.signal_all(9)
+    with cgroup.open_join(1) as join:
+        assert (join.fds(), join.v2_dir) == ((), None)
+    cgroup.stats()
+    assert cgroup.try_delete()
+
+
+@pytest.mark.parametrize(
+    ("path", "pids", "rootless"), [("/a/d", None, True), ("", Pids(limit=5), True), ("", None, False)]
+)
+def test_what_was_asked_for_is_never_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, pids: Pids | None, rootless: bool
+) -> None:
+    layout = hybrid(tmp_path, "memory", "pids")
+    forbid(monkeypatch, "/pids/")
+    with pytest.raises(CgroupError, match=f"make cgroup {tmp_path}/pids/.*: Permission denied"):
+        create_cgroup(layout, path, Resources(pids=pids), "id", rootless=rootless)
+    assert not (tmp_path / "memory/id").exists()
+
+
+def test_rootless_containers_devices_are_limited_where_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_named: object) -> None:
+        raise CgroupError("device program: Operation not permitted")
+
+    monkeypatch.setattr("runtime.cgroups.limits.set_devices", refuse)
+    layout = hybrid(tmp_path, "memory")
+    create_cgroup(layout, "", Resources(), "one", rootless=True)
+    with pytest.raises(CgroupError, match="device program"):
+        create_cgroup(layout, "", Resources(), "two")

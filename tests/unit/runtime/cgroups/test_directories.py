@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.cgroups.directories import (
+    all_processes,
     hand_down,
     inherit_cpuset,
     make_directory,
@@ -180,3 +181,17 @@ def test_processes_of_the_whole_tree_are_listed(tmp_path: Path) -> None:
     (tmp_path / "a/cgroup.procs").write_text("".join(f"{pid}\n" for pid in range(100, 9000)))
     assert sorted(processes(str(tmp_path))) == [1, 2, *range(100, 9000)]
     assert processes(str(tmp_path / "gone")) == []
+
+
+def test_listing_stops_when_enough_are_found(tmp_path: Path) -> None:
+    for number in range(5):
+        directory = tmp_path / f"h{number}"
+        directory.mkdir()
+        (directory / "cgroup.procs").write_text(f"{number * 2 + 1}\n{number * 2 + 2}\n")
+    found = all_processes([str(tmp_path / f"h{number}") for number in range(5)], 3)
+    assert found == {1, 2, 3, 4}
+    assert len(all_processes([str(tmp_path / f"h{number}") for number in range(5)])) == 10
+    (tmp_path / "h0/below").mkdir()
+    (tmp_path / "h0/below/cgroup.procs").write_text("77\n")
+    assert processes(str(tmp_path / "h0"), 2) == [1, 2]
+    assert processes(str(tmp_path / "h0")) == [1, 2, 77]

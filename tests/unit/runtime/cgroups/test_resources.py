@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from runtime.cgroups.layout import Hierarchy, Layout, make_layout
-from runtime.cgroups.resources import FRESH, Current, Write, plan_writes
+from runtime.cgroups.resources import FRESH, Current, Write, ignored_fields, plan_writes
 from runtime.errors import CgroupError, ConfigError, ManorError
 from runtime.spec import model as m
 
@@ -392,3 +392,21 @@ def test_values_that_no_machine_takes_are_config_errors(parts: dict[str, Any]) -
 def test_refusals_are_errors_of_ours() -> None:
     assert issubclass(CgroupError, ManorError)
     assert issubclass(ConfigError, ManorError)
+
+
+def test_a_partition_is_asked_for_behind_its_cpus() -> None:
+    unified = {"cpuset.cpus.partition": "root", "cpuset.cpus": "1", "memory.min": "5"}
+    assert [file for file, _value in plan(UNIFIED, unified=unified)] == [
+        "cpuset.cpus",
+        "memory.min",
+        "cpuset.cpus.partition",
+    ]
+
+
+def test_obsolete_fields_are_told_and_not_written() -> None:
+    obsolete = m.Resources(memory=m.Memory(kernel=1, kernel_tcp=1, use_hierarchy=False))
+    assert plan_writes(obsolete, LEGACY) == ()
+    assert [told.split(" ")[0] for told in ignored_fields(obsolete)] == [
+        f"linux.resources.memory.{name}" for name in ("kernel", "kernelTCP", "useHierarchy")
+    ]
+    assert ignored_fields(m.Resources(memory=m.Memory(limit=1, use_hierarchy=True))) == ()

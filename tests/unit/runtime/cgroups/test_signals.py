@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -69,3 +71,36 @@ def test_each_process_is_signalled_once(
     listings(monkeypatch, {each.pid for each in sleepers})
     signals.signal_members(["/cgroup"], signal.SIGTERM)
     assert sent == [signal.SIGTERM] * 3
+
+
+def test_more_processes_than_descriptors_are_all_signalled(
+    monkeypatch: pytest.MonkeyPatch, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    monkeypatch.setattr(signals, "_send", lambda handle, signum: sent.append(handle.fileno()))
+    sent: list[int] = []
+    listings(monkeypatch, {each.pid for each in sleepers})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
+    taken = [os.open("/dev/null", os.O_RDONLY) for _each in range(highest)]  # no gap is left below
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1 + signals._SPARE + 2, limits[1]))
+    try:
+        signals.signal_members(["/cgroup"], signal.SIGTERM)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+    assert len(sent) == 3
+
+
+def test_a_crowd_is_held_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    monkeypatch.setattr(signals, "_BATCH", 10)
+
+    def hold(pids: list[int], _handles: object) -> list[int]:
+        held.append(len(pids))
+        return []
+
+    monkeypatch.setattr(signals, "_hold", hold)
+    listings(monkeypatch, set(range(1000, 1025)))
+    signals.signal_members(["/cgroup"], signal.SIGTERM)
+    assert held == [10, 10, 5]

@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.linux import constants as c
 from runtime.linux import mount as m
+from runtime.linux.fds import OwnedFd
+from runtime.linux.process import unshare
 from tests.unit.runtime.forked import enter_user_namespace, in_child, needs_user_namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AT_FDCWD = -100
 pytestmark = needs_user_namespaces
@@ -111,3 +116,39 @@ def test_procfs_is_told_by_its_magic() -> None:
         assert m.filesystem_magic(fd) == c.PROC_SUPER_MAGIC
     finally:
         os.close(fd)
+
+
+def test_a_detached_mount_is_id_mapped_through_a_user_namespace(tmp_path: Path) -> None:
+    def work() -> list[bool]:
+        with m.fsopen("tmpfs") as context:
+            m.fsconfig_create(context.fileno())
+            mount = m.fsmount(context.fileno())
+        started, finished = os.pipe(), os.pipe()
+        pid = os.fork()
+        if not pid:
+            unshare(c.CLONE_NEWUSER)
+            os.write(started[1], b"x")
+            os.read(finished[0], 1)
+            os._exit(0)
+        os.read(started[0], 1)
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{name}").write_text("0 0 1")
+        with mount, OwnedFd(os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)) as namespace:
+            m.map_ids(mount.fileno(), namespace.fileno())
+            m.move_mount(mount.fileno(), os.open(tmp_path, os.O_PATH))
+            refused = refuses(lambda: m.map_ids(mount.fileno(), namespace.fileno()))
+        os.write(finished[1], b"x")
+        os.waitpid(pid, 0)
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+        (line,) = (line for line in lines if line.split()[4] == str(tmp_path))
+        return ["idmapped" in line.split()[5].split(","), refused]
+
+    assert in_mount_namespace(work) == [True, True]
+
+
+def refuses(act: Callable[[], None]) -> bool:
+    try:
+        act()
+    except PermissionError:
+        return True  # EPERM: it is mapped already
+    return False

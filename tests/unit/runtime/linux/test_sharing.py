@@ -72,6 +72,21 @@ def test_the_interpreters_that_have_immortal_objects_are_known() -> None:
     assert sharing.can_be_immortal() == ((3, 12) <= sys.version_info[:2] < (3, 15))
 
 
+@pytest.mark.skipif(not sharing.can_be_immortal(), reason="this Python counts all references")
+def test_nothing_is_made_that_would_stay() -> None:
+    source = f"""
+import sys; sys.path.insert(0, {str(CHECKOUT)!r})
+import runtime.cgroups
+from runtime.linux import sharing
+before = sys.getallocatedblocks()
+sharing.make_immortal()
+print(sys.getallocatedblocks() - before)
+sys.stdout.flush()
+"""
+    done = subprocess.run([sys.executable, "-ISB", "-c", source], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200
+
+
 def private_kb(prepare: str) -> int:
     """What a forked child has for itself after it has called the functions of a large module that it shares."""
     source = f"""
@@ -100,7 +115,3 @@ os._exit(0)
 @pytest.mark.skipif(not sharing.can_be_immortal(), reason="this Python counts all references")
 def test_a_child_copies_less_of_what_it_only_reads() -> None:
     assert private_kb("sharing.make_immortal()") < 0.7 * private_kb("")
-
-
-def test_the_heap_can_be_trimmed() -> None:
-    sharing.trim_heap()

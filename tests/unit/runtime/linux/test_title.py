@@ -15,11 +15,10 @@ LONG = [b"containerd-shim-manor-v2", b"-id", b"x" * 3000, b""]
 SHORT = [b"a", b"bc"]
 
 
-def shown(*calls: str) -> list[list[bytes]]:
+def shown(*calls: str, prepare: str = "") -> list[list[bytes]]:
     """What /proc/self/cmdline holds after each of `calls`."""
-    source = (
-        f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\nfrom runtime.linux import title\nfound = []\n"
-    )
+    source = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})\n{prepare}\n"
+    source += "from runtime.linux import title\nfound = []\n"
     for call in calls:
         source += f"title.{call}\nfound.append(open('/proc/self/cmdline', 'rb').read())\n"
     done = subprocess.run([sys.executable, "-c", source + "print(found)"], capture_output=True, check=True)
@@ -37,6 +36,15 @@ def test_a_title_of_any_length_replaces_the_command_line() -> None:
     long, short = shown(f"set_title({LONG})", f"set_title({SHORT})")
     assert long == [*LONG, b""]
     assert short == [*SHORT, b""]
+
+
+@pytest.mark.usefixtures("_movable")
+def test_a_process_whose_heap_is_a_file_has_a_title_as_well() -> None:
+    """The kernel takes no arguments from mapped files, so they have a place of their own."""
+    (found,) = shown(
+        f"set_title({LONG})", prepare="from runtime.linux import image; image.begin(); image.seal()"
+    )
+    assert found == [*LONG, b""]
 
 
 def test_where_it_cannot_be_moved_the_old_one_is_overwritten_and_never_more_than_it() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from runtime.linux import mount as m
@@ -12,6 +14,7 @@ from runtime.rootfs.options import (
     gentle_bind_change,
     new_mount_attributes,
     parse_options,
+    unwanted_atime,
 )
 
 PLAIN = (
@@ -93,12 +96,36 @@ def test_what_changes_on_a_bind_mount(words: tuple[str, ...], change: AttributeC
     assert bind_change(parse_options(words)) == change
 
 
-def test_the_gentle_change_takes_away_only_what_was_named() -> None:
-    assert gentle_bind_change(parse_options(("bind", "ro"))) == AttributeChange(m.MOUNT_ATTR_RDONLY, 0)
-    assert gentle_bind_change(parse_options(("bind", "rw"))) == AttributeChange(0, m.MOUNT_ATTR_RDONLY)
+def test_the_gentle_change_takes_away_only_what_was_named_or_is_never_locked() -> None:
+    free = m.MOUNT_ATTR_NOSYMFOLLOW
+    assert gentle_bind_change(parse_options(("bind", "ro"))) == AttributeChange(m.MOUNT_ATTR_RDONLY, free)
+    assert gentle_bind_change(parse_options(("bind", "rw"))) == AttributeChange(0, m.MOUNT_ATTR_RDONLY | free)
     assert gentle_bind_change(parse_options(("bind", "noatime"))) == AttributeChange(
-        m.MOUNT_ATTR_NOATIME, ATIME
+        m.MOUNT_ATTR_NOATIME, ATIME | free
     )
+
+
+def test_access_times_that_were_named_to_be_taken_away_are_noted() -> None:
+    noted = unwanted_atime(parse_options(("bind", "atime", "diratime", "norelatime", "relatime", "rw")))
+    assert noted == os.ST_NOATIME | os.ST_NODIRATIME
+
+
+@pytest.mark.parametrize(
+    ("words", "mapped", "recursively"),
+    [
+        (("bind",), False, False),
+        (("bind", "idmap"), True, False),
+        (("ridmap",), True, True),
+        (("idmap", "ridmap"), True, True),
+        (("ridmap", "idmap"), True, False),
+    ],
+)
+def test_the_last_word_says_how_deep_ids_are_mapped(
+    words: tuple[str, ...], mapped: bool, recursively: bool
+) -> None:
+    options = parse_options(words)
+    assert (options.id_mapped, options.id_mapped_recursively) == (mapped, recursively)
+    assert options.data == ()
 
 
 def test_recursive_words_are_kept_apart() -> None:

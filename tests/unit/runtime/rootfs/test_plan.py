@@ -6,9 +6,10 @@ import stat
 
 import pytest
 
-from runtime.errors import ConfigError, Unsupported
+from runtime.errors import ConfigError
 from runtime.linux import mount as m
 from runtime.record import replace
+from runtime.rootfs.id_map import IdMap
 from runtime.rootfs.options import AttributeChange
 from runtime.rootfs.plan import BindStep, DeviceNode, FilesystemStep, RootfsPlan, SymlinkStep, plan_rootfs
 from runtime.spec.model import Device, IdMapping, Linux, Mount, Namespace, Process, Root, Spec, User
@@ -63,7 +64,7 @@ def test_mounts_are_planned_in_the_order_of_the_config() -> None:
             change=AttributeChange(
                 m.MOUNT_ATTR_RDONLY, BASE | m.MOUNT_ATTR_RDONLY | m.MOUNT_ATTR_NOSYMFOLLOW
             ),
-            gentle=AttributeChange(m.MOUNT_ATTR_RDONLY, 0),
+            gentle=AttributeChange(m.MOUNT_ATTR_RDONLY, m.MOUNT_ATTR_NOSYMFOLLOW),
             propagation=((m.MS_PRIVATE, True),),
         ),
     )
@@ -126,23 +127,82 @@ def test_files_that_lxcfs_fakes_may_be_bound_into_proc() -> None:
     assert len(plan(Mount("/proc", "bind", "/proc", ("rbind",))).steps) == 1  # apply sees that it is a procfs
 
 
+def test_a_destination_may_be_given_as_the_host_sees_it() -> None:
+    for given, destination in (
+        ("/run/b/rootfs/data", "/data"),
+        ("/run/b/rootfs//data/x/..", "/data"),
+        ("/run/b/rootfsdata", "/run/b/rootfsdata"),
+        ("data/x", "data/x"),
+    ):
+        (step,) = plan(Mount(given, "tmpfs")).steps
+        assert step.destination == destination
+    with pytest.raises(ConfigError, match=r"mounts\[0\].destination: the root itself cannot be mounted over"):
+        plan(Mount("/run/b/rootfs/", "tmpfs"))
+
+
+MAP = (IdMapping(0, 100, 5), IdMapping(10, 200, 1))
+USER = (*OWN, Namespace("user"))
+JOINED = (*OWN, Namespace("user", "/proc/7/ns/user"))
+
+
 @pytest.mark.parametrize(
-    "mount",
+    ("options", "maps", "namespaces", "expected"),
     [
-        Mount("/a", "bind", "/b", ("bind", "idmap")),
-        Mount("/a", "bind", "/b", ("rbind", "ridmap")),
-        Mount("/a", "bind", "/b", ("bind",), uid_mappings=(IdMapping(0, 1, 1),)),
+        (("bind",), {}, USER, None),
+        (
+            ("bind",),
+            {"uid_mappings": MAP, "gid_mappings": MAP[:1]},
+            OWN,
+            IdMap("0 100 5\n10 200 1\n", "0 100 5\n"),
+        ),
+        (
+            ("idmap", "bind"),
+            {"uid_mappings": MAP[:1], "gid_mappings": MAP[:1]},
+            JOINED,
+            IdMap("0 100 5\n", "0 100 5\n"),
+        ),
+        (("bind", "idmap"), {}, USER, IdMap("0 9 1\n", "0 9 1\n")),
+        (("rbind", "ridmap"), {}, USER, IdMap("0 9 1\n", "0 9 1\n", recursive=True)),
+        (("rbind", "ridmap"), {}, JOINED, IdMap(namespace="/proc/7/ns/user", recursive=True)),
     ],
 )
-def test_id_mapped_mounts_are_refused_by_name(mount: Mount) -> None:
-    with pytest.raises(Unsupported, match=r"mounts\[0\]: id-mapped mounts are not supported yet \(/a\)"):
+def test_a_mount_is_id_mapped_by_its_own_maps_or_by_the_containers(
+    options: tuple[str, ...],
+    maps: dict[str, tuple[IdMapping, ...]],
+    namespaces: tuple[Namespace, ...],
+    expected: IdMap | None,
+) -> None:
+    theirs = (IdMapping(0, 9, 1),) if namespaces is USER else ()
+    made = plan(
+        Mount("/a", None, "/b", options, **maps),
+        namespaces=namespaces,
+        uid_mappings=theirs,
+        gid_mappings=theirs,
+    )
+    (step,) = made.steps
+    assert isinstance(step, BindStep)
+    assert step.id_map == expected
+
+
+@pytest.mark.parametrize(
+    ("mount", "complaint"),
+    [
+        (
+            Mount("/a", "bind", "/b", ("bind", "idmap")),
+            r"mounts\[0\]: an id-mapped mount needs uidMappings and gid",
+        ),
+        (Mount("/a", "bind", "/b", ("bind",), uid_mappings=MAP), r"mounts\[0\]: an id-mapped mount needs"),
+        (Mount("/a", "tmpfs", "tmpfs", ("idmap",)), r"mounts\[0\]: only a bind mount can be id-mapped"),
+    ],
+)
+def test_ids_are_not_mapped_without_maps_nor_for_a_new_file_system(mount: Mount, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
         plan(mount)
 
 
-@pytest.mark.parametrize("namespaces", [(), (Namespace("mount", "/proc/7/ns/mnt"),)])
-def test_without_a_mount_namespace_of_its_own_nothing_is_mounted(namespaces: tuple[Namespace, ...]) -> None:
-    with pytest.raises(Unsupported, match="linux.namespaces: a container needs a new mount namespace"):
-        plan(namespaces=namespaces)
+def test_without_a_new_mount_namespace_the_plan_says_whose_mounts_they_are() -> None:
+    assert plan(namespaces=()).on_host
+    assert not plan(namespaces=(Namespace("mount", "/proc/7/ns/mnt"),)).on_host
 
 
 def test_propagation_is_rslave_unless_asked_otherwise() -> None:
@@ -151,6 +211,10 @@ def test_propagation_is_rslave_unless_asked_otherwise() -> None:
     private = plan(rootfs_propagation="rprivate")
     assert (private.propagation, private.root_propagation) == (m.MS_PRIVATE | m.MS_REC, 0)
     assert not private.bind_root
+    assert plan(rootfs_propagation="private").bind_root  # what holds the root may still be shared
+    slave = plan(rootfs_propagation="rslave")
+    assert (slave.root_propagation, slave.first_propagation) == (0, m.MS_SLAVE)
+    assert plan().first_propagation == private.first_propagation == m.MS_PRIVATE
     shared = plan(rootfs_propagation="shared")
     assert (shared.propagation, shared.root_propagation, shared.bind_root) == (m.MS_SHARED, m.MS_SHARED, True)
     with pytest.raises(ConfigError, match="linux.rootfsPropagation: private is not safe without pivot_root"):
@@ -228,7 +292,9 @@ def test_a_unified_machine_has_one_cgroup2_with_a_bind_to_fall_back_to() -> None
     assert (step.instead.source, step.instead.below_own_cgroup) == ("/sys/fs/cgroup", "unified")
     (bound,) = plan_rootfs(spec(CGROUP, namespaces=(Namespace("mount"),)), "/run/b", UNIFIED).steps
     assert isinstance(bound, BindStep)
-    assert bound == step.instead
+    assert bound == replace(
+        step.instead, below_own_cgroup=None
+    )  # the host's tree, for it has the host's view
 
 
 # ---- devices -----------------------------------------------------------------------------------

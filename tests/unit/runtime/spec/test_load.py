@@ -174,7 +174,7 @@ REFUSED = [
         "CAP_KILL",
         "process.capabilities.bounding: must be a list, not a string",
     ),
-    ("mounts.3.destination", "etc", r"mounts\[3\].destination: must be an absolute path"),
+    ("mounts.3.destination", "", r"mounts\[3\].destination: must not be empty"),
     ("mounts.3.options", {"ro": True}, r"mounts\[3\].options: must be a list, not an object"),
     ("hooks.createRuntime.0.path", "hook", r"hooks.createRuntime\[0\].path: must be an absolute path"),
     ("hooks.createRuntime.0.timeout", 0, r"hooks.createRuntime\[0\].timeout: out of range"),

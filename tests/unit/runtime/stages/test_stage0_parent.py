@@ -146,7 +146,7 @@ def test_a_seccomp_listener_that_nobody_asked_for_is_an_error() -> None:
         far.send(Listener())
         far.receive()
 
-    with pytest.raises(StageError, match="a seccomp listener that nobody asked for"):
+    with pytest.raises(StageError, match="a descriptor that nobody asked for"):
         converse(stage(script))
 
 
@@ -196,7 +196,9 @@ def test_a_stage_that_says_the_wrong_thing_is_killed() -> None:
         far.expect(Ready)
 
     channels = stage(script)
-    with pytest.raises(StageError, match="expected HostRequest or Listener or Ready, got Start"):
+    with pytest.raises(
+        StageError, match="expected SourcesRequest or HostRequest or Listener or Ready, got Start"
+    ):
         converse(channels)
     with pytest.raises(ChildProcessError):
         os.waitpid(channels.pid, 0)

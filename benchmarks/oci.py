@@ -1,0 +1,118 @@
+"""The commands themselves, each a process of its own: `manor-oci` beside runc, and crun where it runs.
+
+What is timed is the whole command, from its start until it has ended, as a shell or containerd's own shim for runc
+has to wait for it. Nothing of Manor stays between two of them: every one is a cold start.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import measure
+from benchmarks.measure import Row
+from benchmarks.works import timed
+from tests.harness import tools, venv
+from tests.harness.bundles import Bundle
+from tests.harness.paths import VENV
+
+PARENT = "manor-bench-oci"  # of the cgroups made here
+PAYLOAD = ["true"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One runtime's program, with a root directory and a bundle of its own, and a container that sleeps in it."""
+
+    name: str
+    program: Path
+    directory: Path
+
+    @property
+    def sleeper(self) -> str:
+        """The id of the container for execs."""
+        return f"{self.name}-sleeper"
+
+    def __call__(self, *arguments: str, bundle: str = "payload") -> None:
+        """Run the command to its end. CalledProcessError when it fails."""
+        subprocess.run(
+            [self.program, "--root", self.directory / "state", *arguments],
+            cwd=self.directory / bundle,
+            env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=True,
+        )
+
+    def prepare(self) -> None:
+        """Make the bundles, and start what execs go to."""
+        for name, args in (("payload", PAYLOAD), ("sleeper", ["sleep", "100000"])):
+            (self.directory / name).mkdir(parents=True)
+            Bundle(self.directory / name, args, f"/{PARENT}/{os.getpid()}-{self.name}-{name}").write()
+        self("run", "--detach", self.sleeper, bundle="sleeper")
+
+    def close(self) -> None:
+        """End it."""
+        self("delete", "--force", self.sleeper)
+
+
+def run_once(command: Command, count: int) -> list[float]:
+    """`run`: a container made, started, waited for and deleted."""
+    return [timed(lambda: command("run", f"{command.name}-run")) for _ in range(count)]
+
+
+def exec_once(command: Command, count: int) -> list[float]:
+    """`exec` in a container that runs."""
+    return [timed(lambda: command("exec", command.sleeper, *PAYLOAD)) for _ in range(count)]
+
+
+WORKS: dict[str, Callable[[Command, int], list[float]]] = {"run.oci": run_once, "exec.oci": exec_once}
+
+
+@contextmanager
+def commands(say: Callable[[str], None]) -> Iterator[list[Command]]:
+    """Every runtime that can run a container here, ready. What cannot is said."""
+    venv.write_commands(VENV / "bin" / "python")
+    programs = {"manor": VENV / "bin" / "manor-oci", "runc": tools.program(tools.RUNC_1, "runc")}
+    if crun := shutil.which("crun"):
+        programs["crun"] = Path(crun)
+    ready: list[Command] = []
+    with tempfile.TemporaryDirectory(prefix="manor-bench-") as directory:
+        os.chmod(directory, 0o711)  # noqa: S103 -- a container's root has to pass through
+        try:
+            for name, program in programs.items():
+                command = Command(name, program, Path(directory) / name)
+                try:
+                    command.prepare()
+                except subprocess.CalledProcessError as error:
+                    say(f"{name} is left out: {error.stderr.decode(errors='replace').strip()[-200:]}")
+                else:
+                    ready.append(command)
+            yield ready
+        finally:
+            for command in ready:
+                command.close()
+
+
+def measure_commands(names: list[str], quick: bool, say: Callable[[str], None]) -> list[Row]:
+    """The works of `names` that are here, all runtimes in turns."""
+    wanted = [name for name in WORKS if name in names]
+    if not wanted:
+        return []
+    found: list[Row] = []
+    with commands(say) as ready:
+        for name in wanted:
+            blocks = {command.name: functools.partial(WORKS[name], command) for command in ready}
+            for block in blocks.values():
+                block(2)
+            found += measure.rows(name, "ms", measure.in_turns(blocks, 3 if quick else 10, 5))
+            say(name)
+    return found

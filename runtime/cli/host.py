@@ -1,0 +1,54 @@
+"""The machine as the command line's verbs see it, and the containers below its root."""
+
+from __future__ import annotations
+
+from runtime import operations
+from runtime.cgroups import detect_layout
+from runtime.cli.settings import is_rootless
+from runtime.cli.verbs import late
+from runtime.container import open_host
+from runtime.stages.clone import spawn_placeholder
+from runtime.waiting import run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from runtime.cgroups.systemd import Systemd
+    from runtime.cli.arguments import Call, Globals
+    from runtime.container import Container, Host
+    from runtime.linux.fds import OwnedFd
+
+FILTERS = "@seccomp"  # compiled ones, below the root; no container id has an @
+
+
+def host(settings: Globals) -> Host:
+    """A Host for the root directory of `settings`; it stays open for the life of the process."""
+    return open_host(
+        settings.root,
+        f"{settings.root}/{FILTERS}",
+        detect_layout(),
+        True if settings.systemd_cgroup else None,  # else the form of the config's cgroupsPath tells
+        lambda: _systemd(settings),
+        is_rootless(settings),
+    )
+
+
+def container(call: Call) -> Container:
+    """The container that the first argument of `call` names. NotFound, InvalidId, InvalidState."""
+    return operations.load(host(call.globals), call.arguments[0])
+
+
+def sole(call: Call) -> tuple[OwnedFd, Container]:
+    """The same for a verb that changes it: nobody else does as long as the descriptor, a lock, is open."""
+    machine = host(call.globals)
+    lock = run(operations.lock(machine, call.arguments[0]))
+    try:
+        return lock, operations.load(machine, call.arguments[0])
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _systemd(settings: Globals) -> Systemd:
+    """The way to systemd, loaded for who needs it: it brings a library of D-Bus with it."""
+    made: Systemd = late("runtime.cgroups.systemd").Systemd(spawn_placeholder, is_rootless(settings))
+    return made

@@ -1,0 +1,128 @@
+"""A second container in the PID namespace of a first: nothing of the host's is ever to be seen by the first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runtime.errors import StageError
+from runtime.operations import start
+from runtime.stages.plan import STAGED
+from runtime.waiting import run
+from tests.e2e.rootfs.conftest import bind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from runtime.container import Container
+    from tests.e2e.runtime.conftest import Runner
+    from tests.harness.bundles import Bundle
+
+# In a container that may look into every process it sees: writes down what only the host's root has.
+WATCHER = """
+echo ready > /out/ready
+while [ ! -e /out/stop ]; do
+    for each in /proc/[0-9]*; do
+        [ -e $each/root/$MARKER ] && echo "root of $each" >> /out/seen
+        [ -e $each/cwd/$MARKER ] && echo "cwd of $each" >> /out/seen
+        grep -q manor-marker $each/mountinfo 2> /dev/null && echo "mounts of $each" >> /out/seen
+        echo x >> /out/turns
+    done
+done
+"""
+CREATES = 12
+
+
+@pytest.fixture(params=[("", False), (STAGED, False), ("", True)], ids=["chosen", "staged", "apart"])
+def way(request: pytest.FixtureRequest) -> tuple[str, bool]:
+    """The shape that is chosen for it, and the one that it is."""
+    chosen: tuple[str, bool] = request.param
+    return chosen
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[Path]:
+    """Where the watcher writes; a mount of the host's stands for all of the host's."""
+    place = tmp_path / "out"
+    place.mkdir()
+    (tmp_path / "marker").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "manor-marker", str(tmp_path / "marker")], check=True)
+    (tmp_path / "marker/file").touch()
+    yield place
+    (place / "stop").touch()
+    subprocess.run(["umount", str(tmp_path / "marker")], check=True)
+
+
+def started_watcher(runner: Runner, out: Path) -> Container:
+    bundle = runner.bundle("sh", "-c", WATCHER)
+    bundle.config["mounts"].append(bind(out, "/out"))
+    bundle.config["process"]["env"].append(f"MARKER={out.parent}/marker/file")
+    for kind in ("bounding", "effective", "permitted"):
+        bundle.config["process"]["capabilities"][kind] += ["CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]
+    bundle.config["linux"]["maskedPaths"] = []
+    container = runner.create(bundle)
+    run(start(container))
+    while not (out / "ready").exists():
+        os.sched_yield()
+    return container
+
+
+def share_pids(bundle: Bundle, container: Container) -> None:
+    for namespace in bundle.config["linux"]["namespaces"]:
+        if namespace["type"] == "pid":
+            namespace["path"] = f"/proc/{container.pid}/ns/pid"
+
+
+def test_a_container_sees_nothing_of_the_host_while_another_one_joins_its_pid_namespace(
+    runner: Runner, out: Path
+) -> None:
+    watcher = started_watcher(runner, out)
+    for _ in range(CREATES):
+        bundle = runner.bundle("true")
+        share_pids(bundle, watcher)
+        assert runner.run(bundle).code == 0
+    (out / "stop").touch()
+    assert len((out / "turns").read_text().split()) > CREATES, "it did not watch"
+    assert not (out / "seen").exists(), (out / "seen").read_text()
+
+
+def test_the_procfs_shows_the_processes_of_the_namespace_that_is_joined(runner: Runner) -> None:
+    first = runner.bundle("sleep", "1234")
+    container = runner.create(first)
+    run(start(container))
+    second = runner.bundle(
+        "sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline; echo; [ $$ != 1 ] && ls /proc/self/fd"
+    )
+    share_pids(second, container)
+    assert runner.run(second).stdout.split() == ["sleep", "1234", "0", "1", "2", "3"]
+
+
+def test_a_procfs_that_cannot_be_made_there_is_told_with_its_mount(runner: Runner) -> None:
+    container = runner.create(runner.bundle("true"))
+    bundle = runner.bundle("true")
+    share_pids(bundle, container)
+    bundle.config["mounts"][0]["options"] = ["nosuchoption"]
+    with pytest.raises(
+        StageError, match=r"mounts\[0\]: mount proc on /proc: .*Unknown parameter 'nosuchoption'"
+    ):
+        runner.create(bundle)
+
+
+@pytest.mark.usefixtures("id_maps")
+def test_hooks_and_mount_sources_are_had_before_init_is_born(runner: Runner, tmp_path: Path) -> None:
+    container = runner.create(runner.bundle("true"))
+    bundle = runner.bundle("cat", "/data/file")
+    share_pids(bundle, container)
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume/file").write_text("from the host\n")
+    mapping = [{"containerID": 0, "hostID": 0, "size": 10}]
+    mount = {"destination": "/data", "source": str(tmp_path / "volume"), "options": ["bind"]}
+    bundle.config["mounts"].append(mount | {"uidMappings": mapping, "gidMappings": mapping})
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"cat > {tmp_path}/told"]}
+    bundle.config["hooks"] = {"createRuntime": [hook], "createContainer": [{"path": "/bin/true"}]}
+    assert runner.run(bundle).stdout == "from the host\n"
+    assert '"status":"creating"' in (tmp_path / "told").read_text().replace(" ", "")

@@ -1,0 +1,85 @@
+"""The command line as an attacker's victim: bundles that are up to something, and a canary tree on the host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.rootfs.conftest import Canary, canary
+from tests.harness.bundles import Bundle
+
+__all__ = ["Canary", "canary"]
+
+COMMAND = Path(sys.executable).parent / "manor-oci"
+Answer = subprocess.CompletedProcess[str]
+
+
+class Oci:
+    """`manor-oci` with a root of its own; what it made is deleted at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.root = path, path / "root"
+        self._names: list[str] = []
+
+    def bundle(self, *args: str) -> Bundle:
+        name = f"c{len(self._names) + 1}"
+        self._names.append(name)
+        (self.path / name).mkdir()
+        return Bundle(self.path / name, list(args) or ["sleep", "1000"], f"/manor-tests/{os.getpid()}-{name}")
+
+    def __call__(
+        self,
+        *words: object,
+        pass_fds: tuple[int, ...] = (),
+        before: tuple[str, ...] = (),
+        stdin: int = subprocess.DEVNULL,
+    ) -> Answer:
+        """Run a verb; stdout and stderr come back as text."""
+        command = [*before, COMMAND, "--root", self.root, *words]
+        return subprocess.run(
+            command,
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=120,
+            check=False,
+            pass_fds=pass_fds,
+        )
+
+    def run(self, bundle: Bundle, *options: object, **how: object) -> Answer:
+        """`run` in the foreground."""
+        bundle.write()
+        return self("run", "--bundle", bundle.path, *options, bundle.path.name, **how)  # type: ignore[arg-type]
+
+    def started(self, bundle: Bundle) -> str:
+        """A running container of the bundle; its id."""
+        bundle.write()
+        name = bundle.path.name
+        # Detached, as one that keeps our pipes would keep us waiting.
+        null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = [COMMAND, "--root", self.root, "run", "--detach", "--bundle", bundle.path, name]
+        subprocess.run(command, check=True, timeout=60, **null)
+        return name
+
+    def clean(self) -> None:
+        for name in self._names:
+            self("delete", "--force", name)
+
+
+@pytest.fixture
+def oci(tmp_path: Path) -> Iterator[Oci]:
+    """The command line; no container, mount or cgroup of it stays."""
+    made = Oci(tmp_path)
+    yield made
+    made.clean()
+    assert [
+        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(tmp_path) in line
+    ] == []
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/manor-tests/{os.getpid()}-*"))
+    assert [path.name for path in made.root.glob("*") if not path.name.startswith("@")] == []

@@ -1,0 +1,213 @@
+"""What an `exec` may not bring into a container, and what a container may not get at through one.
+
+Users, capabilities, descriptors, the working directory, and the interpreter that the command runs on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import runtime
+from tests.e2e.security.conftest import COMMAND
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.e2e.security.conftest import Oci
+
+PASSWD = "root:x:0:0:root:/root:/bin/sh\n1000::0:0::/:\n4294967296::0:0::/:\n+1::0:0::/:\n-1::0:0::/:\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        *(("1", "1 0"), ("1:1", "1 1"), ("01", "1 0"), ("1000", "1000 0"), ("0:5", "0 5")),
+        ("4294967294:4294967294", "4294967294 4294967294"),
+        *(
+            (each, None)
+            for each in ("1:", ":1", " 1", "1 ", "+1", "1_0", "１", "-1", "0x1", "1\n", "root", "1:-1")
+        ),
+        *(
+            (each, None)
+            for each in ("4294967295", "4294967296", "18446744073709551616", "1:4294967295", "1:1:1")
+        ),
+        ("9" * 5000, None),
+    ],
+)
+def test_a_user_is_that_number_or_an_error(oci: Oci, user: str, expected: str | None) -> None:
+    """Never a name, never root by accident (CVE-2016-3697, CVE-2026-30892), whatever the image's passwd says."""
+    bundle = oci.bundle()
+    (bundle.rootfs / "etc/passwd").write_text(PASSWD)
+    name = oci.started(bundle)
+    answer = oci("exec", f"--user={user}", name, "sh", "-c", "echo $(id -u) $(id -g)")
+    if expected is None:
+        assert answer.returncode == 255, answer
+        assert "is not a number from 0 to 4294967294" in answer.stderr
+        assert answer.stdout == ""
+    else:
+        assert answer.stdout.strip() == expected, answer
+
+
+def test_an_exec_has_no_inheritable_and_no_ambient_capabilities(oci: Oci) -> None:
+    """CVE-2022-29162, CVE-2025-27612: neither as configured, nor with more by `--cap`, as root or not."""
+    bundle = oci.bundle()
+    name = oci.started(bundle)
+    for options in ((), ("--cap", "CAP_SYS_NICE"), ("--cap", "CAP_SYS_NICE", "--user", "1000")):
+        status = oci("exec", *options, name, "cat", "/proc/self/status").stdout
+        sets = {
+            line.split()[0]: int(line.split()[1], 16)
+            for line in status.splitlines()
+            if line.startswith("Cap")
+        }
+        assert sets["CapInh:"] == sets["CapAmb:"] == 0, options
+        assert sets["CapBnd:"] >> 23 & 1 == bool(options)
+    bundle.config["process"]["user"]["uid"] = 1000
+    process = bundle.path / "process.json"
+    wanted = bundle.config["process"] | {"args": ["cat", "/proc/self/status"]}
+    wanted["capabilities"] = {kind: ["CAP_CHOWN"] for kind in ("bounding", "effective", "permitted")}
+    process.write_text(json.dumps(wanted))
+    status = oci("exec", "--process", process, name).stdout
+    sets = {
+        line.split()[0]: int(line.split()[1], 16) for line in status.splitlines() if line.startswith("Cap")
+    }
+    assert sets["CapInh:"] == sets["CapAmb:"] == 0
+    assert sets["CapBnd:"] == 1
+
+
+@contextmanager
+def leaked(count: int) -> Iterator[tuple[int, ...]]:
+    """Descriptors of the host's root directory, as a careless caller has them open and inheritable."""
+    opened = [os.open("/", os.O_RDONLY | os.O_DIRECTORY) for _ in range(count)]
+    try:
+        yield tuple(opened)
+    finally:
+        for number in opened:
+            os.close(number)
+
+
+def test_a_descriptor_that_the_caller_leaks_is_not_in_the_container(oci: Oci) -> None:
+    """CVE-2024-21626 and its like: of create, of run, of exec."""
+    listing = "ls -l /proc/self/fd"
+    with leaked(8) as fds:
+        first = oci.run(oci.bundle("sh", "-c", listing), pass_fds=fds)
+        assert _open(first.stdout) == ["0", "1", "2"], first
+        name = oci.started(oci.bundle())
+        second = oci("exec", name, "sh", "-c", listing, pass_fds=fds)
+        assert _open(second.stdout) == ["0", "1", "2"], second
+
+
+def _open(listing: str) -> list[str]:
+    return [line.split(" -> ")[0].split()[-1] for line in listing.splitlines() if " -> " in line]
+
+
+@pytest.mark.parametrize("place", ["/proc/self/fd", "/proc/thread-self/fd", "/proc/1/fd"])
+def test_no_number_of_a_descriptor_is_a_way_to_the_host(oci: Oci, place: str) -> None:
+    """A working directory below /proc/self/fd is refused or inside (CVE-2024-21626), with leaks to choose from."""
+    name = oci.started(oci.bundle())
+    marker = oci.path / "marker"
+    marker.write_text("")
+    with leaked(6) as fds:
+        for number in [*range(3, 24), *fds]:
+            look = f"pwd; ls ../../../../../../..{marker} .{marker}"
+            answer = oci("exec", "--cwd", f"{place}/{number}", name, "sh", "-c", look, pass_fds=fds)
+            assert str(marker) not in answer.stdout.replace("\n.", "\n"), (number, answer)
+            assert "marker" not in answer.stdout
+            bundle = oci.bundle("sh", "-c", look) if number < 10 else None
+            if bundle is not None:
+                bundle.config["process"]["cwd"] = f"{place}/{number}"
+                made = oci.run(bundle, pass_fds=fds)
+                assert "marker" not in made.stdout
+
+
+def _digests() -> dict[str, str]:
+    """The interpreter, its libraries and our own files: all that a stage has mapped, or could."""
+    files = {os.path.realpath(sys.executable)}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split(" ", 5)[-1].strip()
+        if path.startswith("/") and "(deleted)" not in path and os.path.isfile(path):
+            files.add(path)
+    files |= {str(path) for path in Path(runtime.__file__).parent.rglob("*.py")}
+    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}
+
+
+ATTACK = """
+while :; do
+  for exe in /proc/[0-9]*/exe; do
+    case $exe in /proc/1/exe) continue;; esac
+    if [ "$(readlink $exe)" != /bin/busybox ] && true >>$exe; then echo "$exe" >>/opened; fi
+  done
+done 2>/dev/null
+"""
+
+
+def test_the_interpreter_cannot_be_overwritten_from_inside(oci: Oci) -> None:
+    """CVE-2019-5736: a container with CAP_SYS_PTRACE opens what it sees of an exec, for writing."""
+    before = _digests()
+    bundle = oci.bundle("sh", "-c", ATTACK)
+    for kind in bundle.config["process"]["capabilities"].values():
+        kind.append("CAP_SYS_PTRACE")
+    name = oci.started(bundle)
+    end = time.monotonic() + 6
+    count = 0
+    while time.monotonic() < end or count < 20:
+        answer = oci("exec", name, "true")
+        assert answer.returncode == 0, answer
+        count += 1
+    assert _digests() == before
+    assert not (bundle.rootfs / "opened").exists()
+
+
+def test_a_script_whose_interpreter_is_proc_self_exe_runs_nothing_of_the_hosts(oci: Oci) -> None:
+    """`#!/proc/self/exe` re-executes whoever executes it: that is a sealed copy, or nothing at all."""
+    before = _digests()
+    bundle = oci.bundle()
+    script = bundle.rootfs / "bin/evil"
+    script.write_text("#!/proc/self/exe\nopen('/written','w')\n")
+    script.chmod(0o755)
+    name = oci.started(bundle)
+    answer = oci("exec", name, "/bin/evil")
+    assert answer.returncode != 0
+    run = oci.bundle("/proc/self/exe", "-c", "print('from the host')")
+    assert "from the host" not in oci.run(run).stdout
+    assert _digests() == before
+
+
+def test_the_interpreter_of_an_exec_is_a_sealed_copy(oci: Oci) -> None:
+    """While an exec waits, its /proc/PID/exe is a memfd, and not even we can write to it."""
+    name = oci.started(oci.bundle())
+    command = [*_words(oci), "--delay-at", "init.look-up:3", "exec", name, "true"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as running:
+        found: dict[int, str] = {}
+        end = time.monotonic() + 3
+        while time.monotonic() < end and len(found) < 2:
+            for pid in [running.pid, *_children(running.pid)]:
+                target = os.readlink(f"/proc/{pid}/exe") if os.path.exists(f"/proc/{pid}/exe") else ""
+                if "memfd:" in target:
+                    found[pid] = target
+            time.sleep(0.05)
+        assert len(found) == 2, found
+        for pid in found:
+            with pytest.raises(OSError, match="Text file busy|Operation not permitted|Permission denied"):
+                os.close(os.open(f"/proc/{pid}/exe", os.O_WRONLY))
+        assert running.wait(timeout=30) == 0
+
+
+def _words(oci: Oci) -> list[Any]:
+    return [COMMAND, "--root", oci.root]
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
