@@ -24,6 +24,23 @@ LONGEST_S = 3600.0
 
 _SHARED_JOINS = tuple(f"join {kind} namespace" for kind in ("network", "ipc", "uts"))
 _JOIN_CGROUP = ("join cgroup", "set cpu affinity")
+# Of init, or of the intermediate process where init is to be born into a PID namespace of others.
+_WORLD = (
+    "unshare namespaces",
+    "join cgroup namespace",
+    "join time namespace",
+    "unshare cgroup namespace",
+    "unshare time namespace",
+    "make time namespace",
+    "set hostname",
+    "set domainname",
+    "bring up",
+    "mount root file system",
+    "wait for host",
+    "set up network devices",
+    "run createContainer hooks",
+    "pivot into",
+)
 _PROGRAM = (
     "set up stdio",
     "wait for limits",
@@ -71,6 +88,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "map user namespace",
         *_SHARED_JOINS,
         "join namespaces",
+        *_WORLD,
         "join pid namespace",
         "unshare pid namespace",
         "clone init",
@@ -80,19 +98,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "map user namespace",
         *_SHARED_JOINS,
         "join namespaces",
-        "unshare namespaces",
-        "join cgroup namespace",
-        "join time namespace",
-        "unshare cgroup namespace",
-        "make time namespace",
-        "set hostname",
-        "set domainname",
-        "bring up",
-        "mount root file system",
-        "wait for host",
-        "set up network devices",
-        "run createContainer hooks",
-        "pivot into",
+        *_WORLD,
         "make working directory",
         "write sysctls",
         "mask and protect paths",

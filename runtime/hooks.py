@@ -191,7 +191,9 @@ def _describe(status: int, output: bytearray) -> str:
     if status == 0:
         return ""
     if os.WIFSIGNALED(status):
-        return f"killed by signal {os.WTERMSIG(status)}{_said(output)}"
+        number = os.WTERMSIG(status)
+        text = _signal.strsignal(number) or "unknown"
+        return f"killed by signal {number}: {text[:1].lower()}{text[1:]}{_said(output)}"
     return f"exit status {os.WEXITSTATUS(status)}{_said(output)}"
 
 

@@ -253,7 +253,7 @@ def plan_memory_policy(policy: MemoryPolicy) -> MemoryPlan:
     """The arguments for `linux.memoryPolicy`. ConfigError for what set_mempolicy(2) would refuse."""
     path = "linux.memoryPolicy"
     if policy.mode not in _MEMORY_MODES:
-        raise ConfigError(f"{path}.mode", f"invalid memory policy mode {policy.mode!r}")
+        raise ConfigError(f"{path}.mode", f"invalid memory policy mode {policy.mode or ''!r}")
     try:
         nodes = parse_cpu_list(policy.nodes or "")
     except ValueError as error:

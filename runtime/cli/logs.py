@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from runtime.errors import ManorError, describe
+from runtime.errors import ManorError, StageError, describe
 from runtime.spec.json import dump
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ERROR, WARNING, INFO, DEBUG = "error", "warning", "info", "debug"
 FORMATS = ("text", "json")
+EXECUTE = "execute"  # the last step of a start
 
 # What logfmt writes without quotes.
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._/@^+")
@@ -88,6 +89,14 @@ def fatal(failure: BaseException | str, code: int = 1) -> int:
     if log.elsewhere:
         write_all(2, f"{message}\n".encode(errors="replace"))
     return code
+
+
+def fatal_in(what: str, failure: BaseException) -> int:
+    """`fatal` for a verb, named by `what`; the program's own failure to run is told by itself, as it tells it in runc."""
+    if isinstance(failure, StageError) and failure.operation == EXECUTE and not log.elsewhere:
+        write_all(2, f"{failure.message}\n".encode(errors="replace"))
+        return 1
+    return fatal(f"{what} failed: {explain(failure)}")
 
 
 def explain(failure: BaseException) -> str:

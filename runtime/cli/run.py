@@ -25,7 +25,7 @@ def run(call: Call) -> int:
             return _detached(call)
         return _foreground(call)
     except (ManorError, OSError) as error:
-        return logs.fatal(f"{call.program} run failed: {logs.explain(error)}")
+        return logs.fatal_in(f"{call.program} run", error)
 
 
 def _detached(call: Call) -> int:

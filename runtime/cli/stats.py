@@ -180,7 +180,7 @@ def _pressure(counted: stats_v2.PSIStats | None) -> dict[str, Any]:
 
 
 def _cpuset(directory: str) -> dict[str, Any]:
-    """The cpuset files of v1; of v2, which has no flags, the two lists alone are not runc's to tell."""
+    """The cpuset files; of v2, which has no flags, the two lists alone."""
     made: dict[str, Any] = _filled({"cpus": _numbers(directory, "cpuset.cpus")})
     made["cpu_exclusive"] = _number(directory, "cpuset.cpu_exclusive")
     made |= _filled({"mems": _numbers(directory, "cpuset.mems")})

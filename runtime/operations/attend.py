@@ -135,10 +135,17 @@ def notify(
     return hand_over
 
 
-def write_maps(pid: int, mapping: UserMapping) -> Operation[None]:
-    """The uid and gid maps of `pid`'s user namespace, by newuidmap and newgidmap where we may not. MappingError."""
+def write_maps(host: Host, pid: int, mapping: UserMapping, time_offsets: str) -> Operation[None]:
+    """The uid and gid maps of `pid`'s user namespace, by newuidmap and newgidmap where we may not. MappingError.
+
+    And the offsets of the time namespace that it has made for its children (time_namespaces(7)).
+    """
     write_mapping(pid, mapping)
     yield from write_by_tools(pid, mapping, lambda arguments: hooks.run_tool(arguments, spawn_hook, 30))
+    if time_offsets:
+        name = f"{pid}/timens_offsets"
+        with OwnedFd(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=host.procfs.fileno())) as offsets:
+            os.write(offsets.fileno(), time_offsets.encode())
 
 
 def host_hooks(request: CreateRequest) -> Callable[[int], Operation[None]] | None:

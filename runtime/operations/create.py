@@ -189,7 +189,9 @@ def _host_side(
     side = HostSide(
         timeline,
         set_limits=lambda pid: set_limits(host, limits, pid),
-        write_mapping=None if mapping is None else lambda pid: write_maps(pid, mapping),
+        write_mapping=None
+        if mapping is None
+        else lambda pid: write_maps(host, pid, mapping, plan.time_offsets),
         attend=attendance.attend if attendance.asked else None,
         notify=notify(said, request.id, request.bundle, state.CREATING),
     )

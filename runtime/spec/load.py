@@ -329,7 +329,7 @@ _LINUX = record(
         "timeOffsets": ("time_offsets", map_of(_TIME_OFFSET, one_of("monotonic", "boottime"))),
         "memoryPolicy": (
             "memory_policy",
-            record(model.MemoryPolicy, same(mode=filled, nodes=optional, flags=texts), "mode"),
+            record(model.MemoryPolicy, same(mode=optional, nodes=optional, flags=texts)),
         ),
     },
 )

@@ -344,7 +344,7 @@ class IntelRdt(Record):
 class MemoryPolicy(Record):
     """set_mempolicy(2): `mode` "MPOL_BIND" …, `nodes` a list ("0-1,3")."""
 
-    mode: str
+    mode: str | None = None
     nodes: str | None = None
     flags: tuple[str, ...] = ()
 

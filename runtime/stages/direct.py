@@ -56,7 +56,7 @@ def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | N
 
     def run(step: Step) -> None:
         if plan.namespaces.new & c.CLONE_NEWUSER:
-            request_mapping(step, far)
+            request_mapping(step, plan, far)
         enter_cgroups(step, entry)
         entry.close()
         reset_affinity_after_join(step, None)

@@ -16,7 +16,7 @@ from runtime.linux.fds import OwnedFd
 from runtime.linux.process import set_no_new_privs
 from runtime.linux.sched import personality
 from runtime.linux.seccomp import load
-from runtime.payload import CommandError, close_on_exec, enter_cwd, execute, prepare, try_enter_cwd
+from runtime.payload import close_on_exec, enter_cwd, execute, prepare, try_enter_cwd
 from runtime.stages.clone import unblock_signals
 from runtime.stages.messages import LimitsSet, Listener, Ready
 from runtime.terminal import mount_console, open_console
@@ -154,9 +154,4 @@ def run_program(step: Step, prepared: Prepared, before: Callable[[], None] | Non
         before()
         step.begin("execute", plan.args[0])
         unblock_signals()
-    try:
-        execute(prepared.program)
-    except CommandError as error:
-        # Where the program would have written: who has only its output shall find the reason there, too.
-        os.write(2, f"{error}\n".encode("utf-8", "surrogateescape"))
-        raise
+    execute(prepared.program)

@@ -106,11 +106,18 @@ def enter_user_namespace(step: Step, plan: LandlordPlan, main: Channel) -> None:
     if plan.namespaces.new & c.CLONE_NEWUSER:
         step.begin("unshare user namespace")
         unshare(c.CLONE_NEWUSER)
-        request_mapping(step, main)
+        request_mapping(step, plan, main)
 
 
-def request_mapping(step: Step, main: Channel) -> None:
-    """Ask stage 0 for the uid and gid maps of our new user namespace and become its root."""
+def request_mapping(step: Step, plan: LandlordPlan, main: Channel) -> None:
+    """Ask stage 0 for the uid and gid maps of our new user namespace and become its root.
+
+    A new time namespace is made before that: its offsets are stage 0's to write as well, since our own files in
+    /proc are not ours while we are not dumpable.
+    """
+    if plan.namespaces.new & c.CLONE_NEWTIME:
+        step.begin("unshare time namespace")
+        unshare(c.CLONE_NEWTIME)
     step.begin("map user namespace")
     set_dumpable(
         True

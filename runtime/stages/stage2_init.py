@@ -134,7 +134,10 @@ def enter_late_namespaces(step: Step, plan: LandlordPlan) -> None:
         unshare(c.CLONE_NEWCGROUP)
     if plan.namespaces.new & c.CLONE_NEWTIME:
         step.begin("make time namespace")
-        make_time_namespace(plan.time_offsets)
+        if not plan.namespaces.new & c.CLONE_NEWUSER:  # else it was made before that was mapped
+            make_time_namespace(plan.time_offsets)
+        with OwnedFd(os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)) as ours:
+            setns(ours.fileno(), c.CLONE_NEWTIME)
 
 
 def make_time_namespace(offsets: str) -> None:
@@ -142,8 +145,6 @@ def make_time_namespace(offsets: str) -> None:
     unshare(c.CLONE_NEWTIME)
     if offsets:
         write_file("/proc/self/timens_offsets", offsets)
-    with OwnedFd(os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)) as ours:
-        setns(ours.fileno(), c.CLONE_NEWTIME)
 
 
 def enter_remaining_namespaces(step: Step, plan: LandlordPlan) -> None:

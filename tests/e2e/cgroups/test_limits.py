@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from runtime.cgroups import Cgroup
 from runtime.cgroups.stats_v1 import page_sizes
 from runtime.errors import CgroupError, ManorError
 from runtime.spec.load import load_resources
-from runtime.spec.model import Cpu, HugepageLimit, Memory, Pids, Resources
+from runtime.spec.model import (
+    BlockIo,
+    Cpu,
+    DeviceRule,
+    HugepageLimit,
+    Memory,
+    Pids,
+    Resources,
+    ThrottleDevice,
+)
 from tests.e2e.cgroups.hugetlb import shared_root
 from tests.e2e.cgroups.yard import Yard
 from tests.harness import tools
@@ -285,3 +295,68 @@ def test_empty_cgroup_that_was_prepared_keeps_its_limits(yard: Yard) -> None:
     cgroup = yard.make("prepared", memory=Memory(limit=128 * MIB, swap=128 * MIB))
     assert yard.read(cgroup, "pids.max") == "7"
     assert memory(yard, cgroup)[0] == 128
+
+
+# ---- block devices -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk() -> tuple[int, int]:
+    """A block device that limits can be set for."""
+    for name in sorted(os.listdir("/sys/block")):
+        if not name.startswith(("ram", "zram")) and int(Path(f"/sys/block/{name}/size").read_text()) > 8192:
+            major, minor = Path(f"/sys/block/{name}/dev").read_text().split(":")
+            return int(major), int(minor)
+    pytest.skip("no disk")
+
+
+def test_disk_is_throttled_and_released(yard: Yard, disk: tuple[int, int]) -> None:
+    controller = "blkio" if yard.is_v1("blkio") else "io"
+    if yard.layout.find(controller) is None:
+        pytest.skip("no controller for disks")
+    major, minor = disk
+    limits = BlockIo(
+        throttle_read_bps_device=(ThrottleDevice(major, minor, MIB),),
+        throttle_write_iops_device=(ThrottleDevice(major, minor, 100),),
+    )
+    cgroup = yard.make(block_io=limits)
+    if controller == "io":
+        assert yard.read(cgroup, "io.max") == f"{major}:{minor} rbps={MIB} wbps=max riops=max wiops=100"
+        cgroup.apply(Resources(unified={"io.max": f"{major}:{minor} rbps=max\n{major}:{minor} wiops=max"}))
+        assert yard.read(cgroup, "io.max") == ""
+    else:
+        assert yard.read(cgroup, "blkio.throttle.read_bps_device") == f"{major}:{minor} {MIB}"
+        assert yard.read(cgroup, "blkio.throttle.write_iops_device") == f"{major}:{minor} 100"
+        cgroup.apply(Resources(block_io=BlockIo(throttle_read_bps_device=(ThrottleDevice(major, minor, 0),))))
+        assert yard.read(cgroup, "blkio.throttle.read_bps_device") == ""
+
+
+def test_throttle_binds(yard: Yard, disk: tuple[int, int]) -> None:
+    if yard.layout.find("blkio") is None and yard.layout.find("io") is None:
+        pytest.skip("no controller for disks")
+    major, minor = disk
+    node = Path("/dev") / os.path.basename(os.readlink(f"/sys/dev/block/{major}:{minor}"))
+    reading = ("dd", f"if={node}", "of=/dev/null", "bs=256k", "count=8", "iflag=direct")
+    if subprocess.run(["busybox", *reading], check=False, capture_output=True).returncode:
+        pytest.skip("the disk can't be read")
+    rule = DeviceRule(allow=True, type="b", major=major, minor=minor, access="r")
+    slow = (ThrottleDevice(major, minor, 2 * MIB),)
+    cgroup = yard.make(devices=(rule,), block_io=BlockIo(throttle_read_bps_device=slow))
+    begin = time.monotonic()
+    assert yard.run(cgroup, *reading) == 0
+    assert time.monotonic() - begin > 0.7
+
+
+def test_weight_of_disks_is_set_where_the_kernel_has_one(yard: Yard) -> None:
+    cgroup = yard.make()
+    names = ("blkio.weight", "blkio.bfq.weight", "io.bfq.weight", "io.weight")
+    present = [
+        name for name in names if yard.layout.find(name.split(".")[0]) and yard.file(cgroup, name).exists()
+    ]
+    if not present:
+        with pytest.raises(CgroupError, match=r"blockIO\.weight"):
+            cgroup.apply(Resources(block_io=BlockIo(weight=500)))
+        return
+    cgroup.apply(Resources(block_io=BlockIo(weight=500)))
+    wanted = "4950" if present[0] == "io.weight" else "500"
+    assert yard.read(cgroup, present[0]).split()[-1] == wanted

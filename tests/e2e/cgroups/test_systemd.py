@@ -227,6 +227,7 @@ def test_v1_limits_are_the_same_for_both_and_stay(units: Units) -> None:
 @unified_only
 def test_limits_stay_when_systemd_reloads(units: Units) -> None:
     cgroup = units.make("manor-test.slice:manor-test:reload", cpu=Cpu(quota=12_345), pids=Pids(limit=30))
+    assert text(cgroup, "cpu", "cpu.max") == "13000 100000"
     subprocess.run(["systemctl", "daemon-reload"], check=True)
     assert text(cgroup, "cpu", "cpu.max") == "13000 100000"
     assert text(cgroup, "pids", "pids.max") == "30"

@@ -166,10 +166,22 @@ def joining(pid: int) -> Change:
     return change
 
 
+def rich_beside(pid: int) -> Change:
+    """The same as `rich`, but in the PID namespace of process `pid`: the world is made by who is not in it."""
+
+    def change(config: dict[str, Any]) -> None:
+        rich(config)
+        kinds = [each for each in config["linux"]["namespaces"] if each["type"] != "pid"]
+        config["linux"]["namespaces"] = [*kinds, {"type": "pid", "path": f"/proc/{pid}/ns/pid"}]
+
+    return change
+
+
 def mapped(config: dict[str, Any]) -> None:
     """A user namespace of its own, and a mount with ids of its own."""
     linux = config["linux"]
-    linux["namespaces"].append({"type": "user"})
+    linux["namespaces"] += [{"type": "user"}, {"type": "time"}]
+    linux["timeOffsets"] = {"boottime": {"secs": 1000}}
     ids = [{"containerID": 0, "hostID": 100000, "size": 65536}]
     linux["uidMappings"] = linux["gidMappings"] = ids
 
@@ -178,6 +190,7 @@ def with_mapped_mount(bundle: Bundle) -> None:
     """A bind mount whose ids are mapped, which takes the host's side to make."""
     source = bundle.path / "volume"
     source.mkdir(exist_ok=True)
+    (bundle.rootfs / "volume").mkdir(exist_ok=True)  # root of a user namespace may make nothing in there
     ids = [{"containerID": 0, "hostID": 200000, "size": 1000}]
     bundle.config["mounts"].append(
         {

@@ -33,6 +33,7 @@ from tests.e2e.faults.conftest import (
     mapped,
     remove,
     rich,
+    rich_beside,
     with_mapped_mount,
 )
 from tests.harness.bundles import Bundle
@@ -42,6 +43,7 @@ NUMBER = errno.EMEDIUMTYPE  # one that no step fails with by itself
 # Steps that none of the configurations here leads to, and why.
 ELSEWHERE: dict[Place, str] = {
     ("main", "prepare root file system"): "shim's: tests/e2e/shim",
+    ("inter", "set up network devices"): "takes a device to give away: tests/e2e/runtime",
     ("init", "set up network devices"): "takes a device to give away: tests/e2e/runtime",
     ("main", "remove resctrl group"): "takes a CPU with Resource Director Technology",
 }
@@ -209,6 +211,8 @@ def test_neither_does_one_of_a_container_that_joins_others(
 ) -> None:
     landlord = runner.started("sleep", "1000", change=lambda config: _add_time(config["linux"]))
     met |= walker(joining(landlord.pid))
+    if runner.shape != DIRECT:
+        met |= walker(rich_beside(landlord.pid))
 
 
 def _add_time(linux: dict[str, list[dict[str, str]]]) -> None:
@@ -221,7 +225,7 @@ def test_neither_does_one_of_a_container_with_a_user_namespace(
     with tempfile.TemporaryDirectory(prefix="manor-tests-") as directory:
         os.chmod(directory, 0o755)  # the mapped root must reach it; pytest's own directories are 0700
         runner.directory = Path(directory)
-        met |= walker(mapped, volume=False)
+        met |= walker(mapped, volume=True)
         if runner.shape != DIRECT:
             landlord = runner.started("sleep", "1000", change=mapped)
             met |= walker(in_user_namespace_of(landlord.pid))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -235,6 +236,34 @@ def test_state_says_what_the_operations_go_by(oci: Oci) -> None:
         oci.await_status(name, status)
         assert seen_by_operations() == status
     host.procfs.close()
+
+
+@pytest.mark.manor_only("a shim of Manor's owns the container")
+def test_what_a_shim_holds_is_listed_too(oci: Oci) -> None:
+    from runtime.cgroups import detect_layout
+    from runtime.container import open_host
+    from runtime.operations import ApartRequest, create_apart, delete, kill, start
+    from runtime.stages.plan import Stdio
+    from runtime.waiting import run
+
+    bundle = oci.bundle()
+    host = open_host(str(oci.root), str(oci.directory / "filters"), detect_layout())
+    container = run(create_apart(host, ApartRequest(bundle.path.name, str(bundle.path), Stdio())))
+    try:
+        for status in ("created", "running"):
+            if status == "running":
+                run(start(container))
+            (shown,) = json.loads(oci.ok("list", "-f", "json"))
+            assert (shown["id"], shown["status"], shown["pid"]) == (container.id, status, container.pid)
+            assert oci.state(container.id) == {**shown, "owner": ""}
+    finally:
+        kill(container, 9)
+        os.waitpid(container.pid, 0x40000000)
+        container.ended()
+        run(delete(container))
+        host.procfs.close()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG | 0x40000000)
 
 
 # ---- ps ----------------------------------------------------------------------------------------

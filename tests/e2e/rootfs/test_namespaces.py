@@ -233,12 +233,12 @@ def test_without_a_mount_namespace_the_hosts_mounts_stay_what_they_are_to_each_o
         before = shown_propagation()
         in_child(mount)
         lines = [line for line in mount_lines() if line.split()[4] == str(bundle.rootfs)]
-        return [before, shown_propagation(), ["shared:" in line for line in lines]]
+        return [before, shown_propagation(), [str("shared:" in line) for line in lines]]
 
     before, after, shared = in_child(look)
     assert any("shared:" in line for line in before)
     assert after == before
-    assert shared == [False]
+    assert shared == ["False"]
 
 
 def test_a_failure_without_a_mount_namespace_leaves_no_mount(runner: Runner) -> None:

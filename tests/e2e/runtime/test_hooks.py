@@ -138,9 +138,7 @@ def test_a_hook_past_its_time_is_killed_and_fails_the_create(runner: Runner) -> 
     bundle.config["hooks"] = {
         "createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "60"], "timeout": 1}]
     }
-    with pytest.raises(
-        ManorError, match=r"createRuntime hook #0: .*hook ran past specified timeout of 1.0s"
-    ):
+    with pytest.raises(ManorError, match=r"createRuntime hook #0: .*hook ran past specified timeout of 1.0s"):
         runner.create(bundle)
 
 

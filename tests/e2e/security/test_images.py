@@ -26,8 +26,26 @@ if TYPE_CHECKING:
 
 TRAP = "import os\nfd = os.open('/sprung', os.O_CREAT | os.O_WRONLY)\nos.write(fd, __file__.encode())\n"
 MODULES = (
-    *("traceback", "linecache", "encodings/idna", "encodings/utf_8", "os", "json", "re", "errno", "ctypes/__init__"),
-    *("runtime/__init__", "runtime/errors", "runtime/payload", "sitecustomize", "usercustomize", "locale", "_signal"),
+    *(
+        "traceback",
+        "linecache",
+        "encodings/idna",
+        "encodings/utf_8",
+        "os",
+        "json",
+        "re",
+        "errno",
+        "ctypes/__init__",
+    ),
+    *(
+        "runtime/__init__",
+        "runtime/errors",
+        "runtime/payload",
+        "sitecustomize",
+        "usercustomize",
+        "locale",
+        "_signal",
+    ),
 )
 
 
@@ -90,7 +108,15 @@ def test_nothing_of_a_booby_trapped_image_is_loaded(oci: Oci, tmp_path: Path) ->
     bundle.config["linux"]["sysctl"] = {"net.ipv4.ip_unprivileged_port_start": "81"}
     bundle.write()
     name = bundle.path.name
-    trace = ["strace", "-f", "-qq", "-s", "300", "-e", "trace=openat,openat2,open,execve,pivot_root,setns,clone,clone3"]
+    trace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-s",
+        "300",
+        "-e",
+        "trace=openat,openat2,open,execve,pivot_root,setns,clone,clone3",
+    ]
     null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     verbs = {
         "create": ["create", "--bundle", str(bundle.path), name],
@@ -142,7 +168,9 @@ def test_the_trap_would_spring(oci: Oci) -> None:
 def test_standard_streams_are_never_those_of_the_image(oci: Oci, canary: Canary, kind: str) -> None:
     """CVE-2026-88265: an image's /dev/null leads to a volume; its file keeps its content and its owner."""
     bundle = oci.bundle("sh", "-c", "echo written; echo complained >&2; cat")
-    bundle.config["mounts"] = [each for each in bundle.config["mounts"] if not each["destination"].startswith("/dev")]
+    bundle.config["mounts"] = [
+        each for each in bundle.config["mounts"] if not each["destination"].startswith("/dev")
+    ]
     bundle.config["mounts"].append(
         {"destination": "/vol", "type": "bind", "source": str(canary.path), "options": ["bind"]}
     )

@@ -53,7 +53,9 @@ def _abstract() -> set[str]:
     return {fields[7] for line in lines if len(fields := line.split()) == 8 and fields[7].startswith("@")}
 
 
-@pytest.mark.parametrize("name", ["..", ".", "a/b", "../x", "", "a\n", "é", "x" * 256, "a b", "-x" * 200, "@x"])
+@pytest.mark.parametrize(
+    "name", ["..", ".", "a/b", "../x", "", "a\n", "é", "x" * 256, "a b", "-x" * 200, "@x"]
+)
 def test_a_name_of_a_container_never_leads_out_of_the_root(oci: Oci, canary: Canary, name: str) -> None:
     bundle = oci.bundle()
     bundle.write()
@@ -123,7 +125,9 @@ def test_what_is_too_long_never_costs_a_namespace(oci: Oci, what: str) -> None:
     answer = oci.run(bundle)
     if answer.returncode == 0:
         inside = set(re.findall(r"\w+:\[\d+\]", answer.stdout))
-        ours = {os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "pid", "net", "ipc", "uts", "cgroup")}
+        ours = {
+            os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "pid", "net", "ipc", "uts", "cgroup")
+        }
         assert len(inside) >= 8, answer
         assert not inside & ours
     else:
@@ -131,7 +135,9 @@ def test_what_is_too_long_never_costs_a_namespace(oci: Oci, what: str) -> None:
         assert len(answer.stderr) < 10_000, what
         assert "Traceback" not in answer.stderr
         assert "internal error" not in answer.stderr, answer.stderr
-    assert (answer.returncode == 0) == (what in ("an argument of 64 KiB", "1.2 MB of environment")), answer.stderr[:300]
+    assert (answer.returncode == 0) == (what in ("an argument of 64 KiB", "1.2 MB of environment")), (
+        answer.stderr[:300]
+    )
 
 
 def test_a_container_without_a_cgroup_namespace_cannot_write_to_the_hosts_cgroups(oci: Oci) -> None:
@@ -143,11 +149,18 @@ def test_a_container_without_a_cgroup_namespace_cannot_write_to_the_hosts_cgroup
     bundle = oci.bundle("sh", "-c", command)
     config = bundle.config
     namespaces = config["linux"]["namespaces"]
-    config["linux"]["namespaces"] = [each for each in namespaces if each["type"] != "cgroup"] + [{"type": "user"}]
+    config["linux"]["namespaces"] = [each for each in namespaces if each["type"] != "cgroup"] + [
+        {"type": "user"}
+    ]
     ids = [{"containerID": 0, "hostID": 0, "size": 65536}]  # root is the host's: only the mount protects
     config["linux"]["uidMappings"] = config["linux"]["gidMappings"] = ids
     config["mounts"].append(
-        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro", "nosuid", "noexec"]}
+        {
+            "destination": "/sys/fs/cgroup",
+            "type": "cgroup",
+            "source": "cgroup",
+            "options": ["ro", "nosuid", "noexec"],
+        }
     )
     answer = oci.run(bundle)
     assert answer.stdout.split() == ["done"], answer
@@ -156,7 +169,13 @@ def test_a_container_without_a_cgroup_namespace_cannot_write_to_the_hosts_cgroup
 
 HOST_VIEW = (
     *("/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),
-    *("/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/sys/firmware", "/sys/devices/virtual/powercap"),
+    *(
+        "/proc/sched_debug",
+        "/proc/scsi",
+        "/proc/timer_list",
+        "/sys/firmware",
+        "/sys/devices/virtual/powercap",
+    ),
 )
 
 
@@ -175,7 +194,9 @@ def test_the_config_that_we_write_hides_the_host(oci: Oci, tmp_path: Path) -> No
     assert config["process"]["capabilities"].get("inheritable", []) == []
     assert config["process"]["capabilities"].get("ambient", []) == []
     assert config["process"]["noNewPrivileges"] is True
-    bundle = oci.bundle("sh", "-c", f"for path in {' '.join(HOST_VIEW)}; do cat $path; ls -A $path; done 2>/dev/null")
+    bundle = oci.bundle(
+        "sh", "-c", f"for path in {' '.join(HOST_VIEW)}; do cat $path; ls -A $path; done 2>/dev/null"
+    )
     bundle.config["linux"]["maskedPaths"] = config["linux"]["maskedPaths"]
     bundle.config["mounts"] = config["mounts"]
     seen = oci.run(bundle).stdout

@@ -79,7 +79,7 @@ def test_where_failures_are_warnings_the_rest_is_run(tmp_path: Path) -> None:
     warnings = run(hooks.run_all("poststop", listed, STATE, spawn))
     assert warnings == (
         "error running poststop hook #0: /bin/sh: exit status 1",
-        "error running poststop hook #2: /bin/sh: killed by signal 9",
+        "error running poststop hook #2: /bin/sh: killed by signal 9: killed",
     )
     assert (tmp_path / "yes").exists()
 
