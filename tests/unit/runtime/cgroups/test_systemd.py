@@ -329,3 +329,23 @@ def test_a_damaged_description_is_refused(tmp_path: Path, damage: dict[str, obje
 
 def test_object_path_of_a_unit() -> None:
     assert unit_object("1a-b.scope") == "/org/freedesktop/systemd1/unit/_31a_2db_2escope"
+
+
+def test_the_way_to_systemd_is_found_when_it_is_needed(
+    fake: FakeSystemd, manager: Systemd, tmp_path: Path
+) -> None:
+    asked: list[bool] = []
+
+    def find() -> Systemd:
+        asked.append(True)
+        return manager
+
+    layout = unified(tmp_path)
+    again = reopen(layout, Cgroup(layout, "c", UNIT).describe(), find)
+    assert not again.frozen()
+    assert again.pids() == []
+    assert asked == []
+    assert again.try_delete()
+    assert again.try_delete()
+    assert asked == [True]
+    assert fake.members() == ["StopUnit", "ResetFailedUnit"] * 2
