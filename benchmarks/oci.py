@@ -12,14 +12,14 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.measure import Row
 from benchmarks.works import timed
-from tests.harness import tools, venv
+from tests.harness import instances, tools, venv
 from tests.harness.bundles import Bundle
 from tests.harness.paths import VENV
 
@@ -41,16 +41,20 @@ class Command:
         return f"{self.name}-sleeper"
 
     def __call__(self, *arguments: str, bundle: str = "payload") -> None:
-        """Run the command to its end. CalledProcessError when it fails."""
-        subprocess.run(
-            [self.program, "--root", self.directory / "state", *arguments],
-            cwd=self.directory / bundle,
-            env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            check=True,
-        )
+        """Run the command to its end. RuntimeError with what it said when it fails."""
+        with tempfile.TemporaryFile() as said:  # no pipe: what is left running would keep it open
+            done = subprocess.run(
+                [self.program, "--root", self.directory / "state", *arguments],
+                cwd=self.directory / bundle,
+                env={"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                check=False,
+            )
+            if done.returncode != 0:
+                said.seek(0)
+                raise RuntimeError(f"{self.name}: {said.read().decode(errors='replace').strip()[-200:]}")
 
     def prepare(self) -> None:
         """Make the bundles, and start what execs go to."""
@@ -86,20 +90,23 @@ def commands(say: Callable[[str], None]) -> Iterator[list[Command]]:
         programs["crun"] = Path(crun)
     ready: list[Command] = []
     with tempfile.TemporaryDirectory(prefix="manor-bench-") as directory:
-        os.chmod(directory, 0o711)  # noqa: S103 -- a container's root has to pass through
+        os.chmod(directory, 0o711)  # a container's root has to pass through
         try:
             for name, program in programs.items():
                 command = Command(name, program, Path(directory) / name)
                 try:
                     command.prepare()
-                except subprocess.CalledProcessError as error:
-                    say(f"{name} is left out: {error.stderr.decode(errors='replace').strip()[-200:]}")
+                except RuntimeError as error:
+                    say(f"left out: {error}")
                 else:
                     ready.append(command)
             yield ready
         finally:
             for command in ready:
                 command.close()
+            for top in instances.hierarchies():
+                with suppress(OSError):  # not there, or somebody else is measuring
+                    (top / PARENT).rmdir()
 
 
 def measure_commands(names: list[str], quick: bool, say: Callable[[str], None]) -> list[Row]:

@@ -86,7 +86,7 @@ class CreateRequest(Record):
 
 
 class ExecOptions(Record):
-    """What a command line may ask for an exec. `cgroup`: sub-cgroups below the container's, by controllers ("" for all).
+    """What a command line may ask for an exec. `cgroup`: sub-cgroups below the container's, by controllers.
 
     `strict`: join the container's cgroup or fail; else the one that init is in serves where it can't be joined.
     `ignore_paused`: wait in the frozen cgroup instead of refusing.
@@ -117,7 +117,8 @@ class Terms(Record):
     configured with. `init_is_first`: init is the first of its PID namespace, so that the kernel ends all others
     with it. `hooks` are those still to be run: startContainer's (its being there), poststart and poststop.
     `listener` is the path and the metadata for the seccomp listener. `rdt` is the resctrl group that init is in,
-    and whether it is ours to remove.
+    and whether it is ours to remove. `root_on_host` is its root where it has no mount namespace of its own, so that
+    its mounts are still there when it has ended.
     """
 
     namespaces: int
@@ -135,6 +136,7 @@ class Terms(Record):
     hooks: Hooks | None = None
     listener: tuple[str, str] | None = None
     rdt: tuple[str, bool] | None = None
+    root_on_host: str = ""
 
 
 class Container:

@@ -23,7 +23,7 @@ DEFAULT_ERRNO = errno.EIO
 LONGEST_S = 3600.0
 
 _SHARED_JOINS = tuple(f"join {kind} namespace" for kind in ("network", "ipc", "uts"))
-_JOIN_CGROUP = ("join cgroup", "set cpu affinity")
+_JOIN_CGROUP = ("enter cpuset of the initial CPUs", "join cgroup", "set cpu affinity")
 # Of init, or of the intermediate process where init is to be born into a PID namespace of others.
 _WORLD = (
     "unshare namespaces",

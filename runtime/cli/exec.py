@@ -19,6 +19,7 @@ from runtime.cli.launch import (
     Handover,
     check_preserved,
     check_terminal,
+    tell,
 )
 from runtime.container import ExecOptions, ExecRequest
 from runtime.errors import InvalidState, ManorError
@@ -83,8 +84,7 @@ def _foreground(found: Container, request: ExecRequest, handover: Handover) -> i
 
 def _start(found: Container, request: ExecRequest, handover: Handover) -> Tenant:
     tenant = drive(exec_(found, request))
-    for warning in tenant.warnings:
-        logs.warn(warning)
+    tell(tenant.warnings, tenant.marks)
     try:
         handover.give(tenant.pid, tenant.pidfd, tenant.console, b"setns")
     except BaseException:

@@ -107,7 +107,7 @@ def acts_of(plans: Plans) -> list[Act]:
     acts = [Act(MAIN, "make cgroup", tuple(cgroup_details(plans)))]
     acts.append(Act(MAIN, "clone", tuple(namespace_details(plans))))
     acts += _before_init(plans)
-    acts += _world(plans)
+    acts += _confined(plans)
     acts += _program(plans)
     return acts
 
@@ -198,7 +198,7 @@ def _joins(plans: Plans, kinds: int) -> list[Join]:
 
 
 def _before_init(plans: Plans) -> list[Act]:
-    """What stage 1 does, or in the direct shape init itself before anything else."""
+    """What stage 1 does, or in the direct shape init itself; the world of the container is made by either."""
     new = plans.namespaces.new
     entered = [Act(INIT, "join cgroup"), Act(INIT, "set cpu affinity", ({"to": "all possible CPUs"},))]
     others = ~(c.CLONE_NEWUSER | c.CLONE_NEWPID | LATE_KINDS)
@@ -206,8 +206,10 @@ def _before_init(plans: Plans) -> list[Act]:
         Act(INIT, f"join {join.name} namespace", ({"at": join.path},)) for join in _joins(plans, others)
     ]
     mapped = [Act(INIT, "map user namespace")] if new & c.CLONE_NEWUSER else []
+    if mapped and new & c.CLONE_NEWTIME:
+        mapped.insert(0, Act(INIT, "unshare time namespace"))
     if plans.shape == DIRECT:
-        return [*mapped, *entered, *joined]
+        return [*mapped, *entered, *joined, *_world(plans)]
     user = [Act(INIT, "unshare user namespace"), *mapped] if mapped else []
     user += [
         Act(INIT, "join user namespace", ({"at": join.path},)) for join in _joins(plans, c.CLONE_NEWUSER)
@@ -215,17 +217,21 @@ def _before_init(plans: Plans) -> list[Act]:
     pid = [Act(INIT, "join pid namespace", ({"at": join.path},)) for join in _joins(plans, c.CLONE_NEWPID)]
     if new & c.CLONE_NEWPID:
         pid.append(Act(INIT, "unshare pid namespace"))
-    own = [*entered, *(joined + user if mapped else user + joined), *pid, Act(INIT, "clone init")]
     left = new & ~(c.CLONE_NEWUSER | c.CLONE_NEWPID | LATE_KINDS)
-    rest = Act(INIT, "unshare namespaces", ({"new": _names(left)},))
-    return [*(replace(act, stage=INTER) for act in own), rest]
+    rest = [Act(INIT, "unshare namespaces", ({"new": _names(left)},))]
+    own = [*entered, *(joined + user if mapped else user + joined)]
+    clone = Act(INIT, "clone init")
+    if plans.namespaces.pid_join is not None:
+        # Born into the PID namespace of others, init must not bring the host along: the world is made before.
+        return [replace(act, stage=INTER) for act in (*own, *rest, *_world(plans), *pid, clone)]
+    return [*(replace(act, stage=INTER) for act in (*own, *pid, clone)), *rest, *_world(plans)]
 
 
 # ---- init --------------------------------------------------------------------------------------
 
 
 def _world(plans: Plans) -> list[Act]:
-    """From bare namespaces to the container's own root, masks included."""
+    """From bare namespaces to the container's own root."""
     spec, rootfs = plans.spec, plans.rootfs
     new = plans.namespaces.new
     acts = [
@@ -246,6 +252,13 @@ def _world(plans: Plans) -> list[Act]:
     acts.append(Act(INIT, "mount root file system", mounts))
     acts += _with_the_host(plans)
     acts.append(Act(INIT, "pivot into", pivot_details(rootfs)))
+    return acts
+
+
+def _confined(plans: Plans) -> list[Act]:
+    """What is done in the root before there is a program."""
+    spec, rootfs = plans.spec, plans.rootfs
+    acts = [Act(INIT, "make working directory", ({"": rootfs.cwd},))]
     sysctls = tuple({"write": each.value, "to": each.path} for each in plan_sysctls(spec))
     acts.append(Act(INIT, "write sysctls", sysctls))
     acts.append(Act(INIT, "mask and protect paths", protection_details(rootfs)))
@@ -298,10 +311,10 @@ def _program(plans: Plans) -> list[Act]:
     acts.append(
         Act(INIT, "set security label", tuple({key: value} for key, value in labels.items() if value))
     )
+    acts.append(Act(INIT, "change to working directory", ({"": process.cwd},)))
     filtered = seccomp_details(plans)
     if filtered and not process.no_new_privileges:
         acts.append(Act(INIT, "load seccomp filter", filtered))
-    acts.append(Act(INIT, "change to working directory", ({"": process.cwd},)))
     acts.append(Act(INIT, "set credentials", credential_details(process)))
     if process.no_new_privileges:
         acts.append(Act(INIT, "set no_new_privs"))

@@ -14,7 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runtime.rootfs.plan import DeviceNode, RootfsPlan, Step
+    from runtime.rootfs.device_plan import DeviceNode
+    from runtime.rootfs.plan import RootfsPlan, Step
 
     Detail = dict[str, Any]
 
@@ -50,10 +51,9 @@ def propagation(bits: int, recursive: bool) -> str:
 
 def mount_details(plan: RootfsPlan) -> tuple[Detail, ...]:
     """The propagation of what is there, the root, and every mount in order."""
-    start: list[Detail] = [
-        {"make /": propagation(plan.propagation, bool(plan.propagation & m.MS_REC))},
-        {"bind the root" if plan.bind_root else "take the root": plan.root},
-    ]
+    kind = propagation(plan.propagation, bool(plan.propagation & m.MS_REC))
+    start: list[Detail] = [{"leave / as it is": True} if plan.on_host else {"make /": kind}]
+    start.append({"bind the root" if plan.bind_root else "take the root": plan.root})
     return (*start, *(_step(each) for each in plan.steps))
 
 
@@ -119,11 +119,12 @@ def _device(node: DeviceNode, bind: bool) -> Detail:
 
 def pivot_details(plan: RootfsPlan) -> tuple[Detail, ...]:
     """The way into the root."""
-    found: list[Detail] = [{"by moving it over /" if plan.no_pivot else "by pivot_root": plan.root}]
+    way = "by chroot" if plan.on_host else "by moving it over /" if plan.no_pivot else "by pivot_root"
+    found: list[Detail] = [{way: plan.root}]
     if plan.root_propagation:
         kind = propagation(plan.root_propagation, bool(plan.root_propagation & m.MS_REC))
         found.append({"make the root": kind})
-    return (*found, {"make working directory": plan.cwd})
+    return tuple(found)
 
 
 def protection_details(plan: RootfsPlan) -> tuple[Detail, ...]:

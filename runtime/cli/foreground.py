@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from runtime.cli.notify import Proxy
 
-# Signals that are ours: the kernel's about our own faults, what tells of children, what cannot be caught, and
-# those of a reader that has gone.
+# Signals that are ours: the kernel's about our own faults, what tells of children, what cannot be caught, those of
+# a reader that has gone, and of a terminal that others have in the foreground.
 _OWN = frozenset(
     (
         *(
@@ -35,6 +35,7 @@ _OWN = frozenset(
             _signal.SIGWINCH,
         ),
         *(_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL),
+        *(21, 22),  # SIGTTIN and SIGTTOU, which the type stubs do not know
         *(32, 33),  # glibc's
     )
 )

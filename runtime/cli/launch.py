@@ -14,8 +14,8 @@ from runtime.cli.arguments import Option
 from runtime.cli.host import host
 from runtime.cli.notify import DIRECTORY, Proxy
 from runtime.container import CreateOptions, CreateRequest
-from runtime.errors import InvalidArgument, ManorError
-from runtime.operations import create, delete_by_force
+from runtime.errors import InvalidArgument, ManorError, NotFound
+from runtime.operations import create, delete_by_force, lock
 from runtime.operations.apart import read_config
 from runtime.record import replace
 from runtime.spec.load import load_spec
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runtime.linux.fds import OwnedFd
     from runtime.spec.model import Process, Spec
     from runtime.stages.plan import Stdio
+    from runtime.trace import Marks
 
 _FIRST_PASSED = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 
@@ -200,6 +201,19 @@ class Launch:
 def discard(container: Container) -> None:
     """Delete a container whatever state it is in; what fails is logged, as there is an error, or an end, to tell."""
     try:
-        drive(delete_by_force(container.host, container.id))
+        with drive(lock(container.host, container.id)):
+            drive(delete_by_force(container.host, container.id))
+    except NotFound:
+        pass  # somebody else has deleted it
     except (ManorError, OSError) as error:
         logs.warn(logs.explain(error))
+
+
+def tell(warnings: tuple[str, ...], marks: Marks = ()) -> None:
+    """Log the warnings of an operation, and for --debug its steps with the time that each has taken."""
+    for warning in warnings:
+        logs.warn(warning)
+    before = marks[0][1] if marks else 0
+    for step, when in marks:
+        logs.debug(f"{step}: {(when - before) / 1e6:.2f} ms")
+        before = when

@@ -77,6 +77,11 @@ class Proxy:
         assert self._socket is not None
         return self._socket.fileno()
 
+    def close(self) -> None:
+        """Hear no more."""
+        if self._socket is not None:
+            self._socket.close()
+
     def await_ready(self, pid: int, pidfd: int) -> None:
         """Wait until the container is ready, or has ended, and tell; then until that has been heard."""
         poll = select.poll()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from runtime.cli import logs
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.foreground import Foreground, hold_signals_back
-from runtime.cli.launch import DETACH, OPTIONS, USAGE, WHERE, Launch, discard, owner
+from runtime.cli.launch import DETACH, OPTIONS, USAGE, WHERE, Launch, discard, owner, tell
 from runtime.errors import ManorError
 from runtime.linux.process import set_child_subreaper
 from runtime.operations import start
@@ -30,7 +30,12 @@ def run(call: Call) -> int:
 
 def _detached(call: Call) -> int:
     launch = Launch(call, detach=True)
-    container = _start(launch, launch.create(Stdio(0, 1, 2), gate=False))
+    container = launch.create(Stdio(0, 1, 2), gate=False)
+    try:
+        _start(launch, container)
+    except BaseException:
+        discard(container)
+        raise
     if launch.proxy is not None:
         launch.proxy.await_ready(container.pid, container.pidfd.fileno())
     return 0
@@ -46,11 +51,11 @@ def _foreground(call: Call) -> int:
         container = launch.create(front.stdio(), gate=False)
         try:
             front.attach(container.console)
+            _start(launch, container)
+            code = front.wait(container.pid, container.pidfd.fileno(), launch.proxy)
         except BaseException:
             discard(container)
             raise
-        _start(launch, container)
-        code = front.wait(container.pid, container.pidfd.fileno(), launch.proxy)
         container.ended()
         if not call.options["keep"]:
             discard(container)
@@ -60,19 +65,14 @@ def _foreground(call: Call) -> int:
     return code
 
 
-def _start(launch: Launch, container: Container) -> Container:
-    """Hand over what the caller wants and start it. It is gone where that fails."""
-    for warning in container.warnings:
-        logs.warn(warning)
-    try:
-        launch.hand_over(container)
-        if launch.proxy is not None:
-            launch.proxy.listen()
-        drive(start(container))
-    except BaseException:
-        discard(container)
-        raise
-    return container
+def _start(launch: Launch, container: Container) -> None:
+    """Hand over what the caller wants and start it; where that fails it has to go."""
+    tell(container.warnings)
+    launch.hand_over(container)
+    if launch.proxy is not None:
+        launch.proxy.listen()
+    drive(start(container))
+    tell((), container.marks)
 
 
 VERBS = {

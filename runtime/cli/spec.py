@@ -1,8 +1,7 @@
 """spec: a config.json to begin with.
 
 What runc writes, with more of the host hidden: every masked path that gives away other tenants' doings (energy
-counters, interrupts, thermal throttling), and a cgroup namespace on any machine. All of it is the file's: the
-runtime itself adds nothing to a config.
+counters, interrupts, thermal throttling). All of it is the file's: the runtime itself adds nothing to a config.
 """
 
 from __future__ import annotations
@@ -38,8 +37,14 @@ _MASKED = (
     "/sys/devices/virtual/powercap",
 )
 _READONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-_NAMESPACES = ("pid", "network", "ipc", "uts", "mount", "cgroup")
+_NAMESPACES = ("pid", "network", "ipc", "uts", "mount")
+_UNIFIED = "/sys/fs/cgroup/cgroup.controllers"
 _CPUS = "/sys/devices/system/cpu"
+
+
+def _cgroup_namespace() -> tuple[str, ...]:
+    """Where there is only cgroup v2. With v1 people look for a container's cgroup by the path it has on the host."""
+    return ("cgroup",) if os.path.exists(_UNIFIED) else ()
 
 
 def example() -> dict[str, Any]:
@@ -62,7 +67,7 @@ def example() -> dict[str, Any]:
         "mounts": [_mount(*each) for each in _MOUNTS],
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
-            "namespaces": [{"type": kind} for kind in _NAMESPACES],
+            "namespaces": [{"type": kind} for kind in (*_NAMESPACES, *_cgroup_namespace())],
             "maskedPaths": [*_MASKED, *_thermal_throttles()],
             "readonlyPaths": list(_READONLY),
         },

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from runtime import operations, state
 from runtime.cli.arguments import Verb
-from runtime.cli.host import container
+from runtime.cli.host import sole
 from runtime.cli.notify import Proxy
 from runtime.errors import InvalidState
+from runtime.hooks import HookError
 from runtime.waiting import run
 
 TYPE_CHECKING = False
@@ -21,15 +22,19 @@ _REFUSED = {
 
 def start(call: Call) -> int:
     """Open the container's start gate; with NOTIFY_SOCKET, wait until it says that it is ready."""
-    found = container(call)
-    _require_created(found.status)
-    with run(operations.lock(found.host, found.id)):
-        found = operations.load(found.host, found.id)  # as it is now that nobody else works on it
+    lock, found = sole(call)
+    with lock:
         _require_created(found.status)
         proxy = Proxy.for_container(found.directory())
         if proxy is not None:
             proxy.listen()
-        run(operations.start(found))
+        try:
+            run(operations.start(found))
+        except HookError:
+            run(
+                operations.delete_by_force(found.host, found.id)
+            )  # runtime.md, "Lifecycle": as if it were deleted
+            raise
     if proxy is not None:
         proxy.await_ready(found.pid, found.pidfd.fileno())
     return 0

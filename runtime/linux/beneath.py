@@ -55,6 +55,11 @@ def components(path: str) -> list[str]:
     return [name for name in path.split("/") if name not in ("", ".")]
 
 
+def clean(path: str) -> str:
+    """`path` as an absolute one without `.`, `..` and empty parts, taken by its text alone."""
+    return "/" + os.path.normpath(f"/{path}").lstrip("/")
+
+
 def _split(path: str) -> tuple[str, str]:
     """Directory and last name; where that is no plain name, FileNotFoundError: the long way knows what to do."""
     directory, _slash, name = path.rstrip("/").rpartition("/")

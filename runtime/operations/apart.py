@@ -222,8 +222,7 @@ def _adopt(host: Host, request: ApartRequest, message: Created, fds: list[OwnedF
     launched.console = named.pop("console", None)
     close_all(named.values())
     launched.warnings = tuple(said["warnings"])
-    systemd = host.systemd() if said["cgroup"]["unit"] and host.systemd is not None else None
-    cgroup = reopen(host.layout, said["cgroup"], systemd)
+    cgroup = reopen(host.layout, said["cgroup"], host.systemd)
     container = Container(host, request.id, request.bundle, launched, cgroup, terms.from_json(said["terms"]))
     container.start_time, container.created = said["start_time"], said["created"]
     container.marks = tuple((step, when) for step, when in said["marks"])

@@ -28,6 +28,7 @@ from runtime.operations.process_plan import (
 )
 from runtime.record import replace
 from runtime.rootfs import plan_rootfs
+from runtime.rootfs.on_host import detach
 from runtime.stages.direct import landlord_fds
 from runtime.stages.plan import LandlordPlan
 from runtime.stages.stage0_parent import HostSide, bury, choose_shape, launch_landlord
@@ -85,6 +86,8 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
         undo.push(attendance.undo)
         plan = _plan_landlord(host, request, namespaces, process, gate, attendance)
         lent += landlord_fds(plan)
+        if plan.rootfs.on_host:
+            said = replace(said, root_on_host=plan.rootfs.root)
         timeline.mark("plan")
         cgroup = yield from _make_cgroup(host, spec, request.id)
         undo.push(cgroup.try_delete)
@@ -138,6 +141,8 @@ def _bring_up(
             yield from bury(launched.pid, launched.pidfd)
             launched.close()
         yield from remove_cgroup(cgroup)
+        if plan.rootfs.on_host:
+            detach(plan.rootfs.root)
         raise told from error
     container.become(state.CREATED)
     return container

@@ -10,6 +10,7 @@ from runtime.errors import CgroupError, InvalidState, NotFound
 from runtime.operations.attend import run_poststop
 from runtime.operations.kill import kill
 from runtime.operations.load import load
+from runtime.rootfs.on_host import detach
 from runtime.waiting import Readable, Sleep
 
 TYPE_CHECKING = False
@@ -39,6 +40,9 @@ def delete(container: Container) -> Operation[None]:
     if container.terms.hooks is not None:
         container.warnings += yield from run_poststop(container)
         trace.passed("run poststop hooks")
+    if container.terms.root_on_host:
+        detach(container.terms.root_on_host)
+        trace.passed("take mounts away")
     if container.terms.rdt is not None:
         rdt.remove(*container.terms.rdt)
         trace.passed("remove resctrl group")

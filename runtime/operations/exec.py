@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import errno
+
 from runtime import rdt, state
-from runtime.affinity import isolated_cpus, plan_tenant
+from runtime.affinity import format_cpu_list, isolated_cpus, plan_tenant
 from runtime.cgroups import LANDLORD_POLICY, STRICT_POLICY, landlord_directory
+from runtime.cgroups.transient_cpuset import make_transient_cpuset
 from runtime.container import Tenant
-from runtime.errors import ManorError, StageError
+from runtime.errors import CgroupError, ManorError, StageError
 from runtime.linux.process import start_time
 from runtime.operations.attend import notify
 from runtime.operations.process_plan import complete, lend_oom_score, plan_limits, plan_process, set_limits
+from runtime.record import replace
+from runtime.stages.direct import BIND
 from runtime.stages.plan import TenantPlan
 from runtime.stages.stage0_parent import HostSide, choose_tenant_shape, launch_tenant
 from runtime.trace import Timeline
+from runtime.waiting import Sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.affinity import AffinityPlan
+    from runtime.cgroups import Cgroup
+    from runtime.cgroups.transient_cpuset import TransientCpuset
     from runtime.container import Container, ExecRequest
     from runtime.linux.fds import OwnedFd
     from runtime.operations.process_plan import LimitsPlan
     from runtime.spec.model import Process
     from runtime.stages.stage0_parent import Launched
     from runtime.waiting import Operation
+
+# A process that has moved on leaves its cgroup a little later.
+_REMOVALS, _REMOVAL_S = 100, 0.01
 
 
 def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
@@ -77,14 +88,19 @@ def _launch(
     policy = STRICT_POLICY if request.options.strict else LANDLORD_POLICY
     join = cgroup.open_join(container.pid, dict(request.options.cgroup) or None, policy)
     give_back = lend_oom_score(container.host, limits)
+    shape = request.shape or choose_tenant_shape(plan.kinds)
+    landlord = (lambda: _landlord(container)) if join.may_fall_back else None
     try:
-        launched = yield from launch_tenant(
-            plan,
-            join,
-            request.shape or choose_tenant_shape(plan.kinds),
-            side,
-            (lambda: _landlord(container)) if join.may_fall_back else None,
-        )
+        try:
+            launched = yield from launch_tenant(plan, join, shape, side, landlord)
+        except StageError as error:
+            if (error.operation, error.number) != (BIND, errno.EINVAL):
+                raise
+            way = _cpuset_for(cgroup, plan, error)
+            try:
+                launched = yield from launch_tenant(replace(plan, cpuset=way), join, shape, side, landlord)
+            finally:
+                yield from _remove(way)
     except ManorError as error:
         if cgroup.oom_kill_count() > kills_before:
             raise StageError("", "", "", f"{error}: possibly OOM-killed", kind=error.kind) from error
@@ -93,6 +109,22 @@ def _launch(
         give_back()
         join.close()
     return launched
+
+
+def _cpuset_for(cgroup: Cgroup, plan: TenantPlan, refused: StageError) -> TransientCpuset:
+    """A way to the CPUs of `execCPUAffinity.initial` that our own cpuset does not have; `refused` if there is none."""
+    try:
+        return make_transient_cpuset(cgroup, format_cpu_list(plan.affinity.before_join or ()))
+    except CgroupError as error:
+        raise refused from error
+
+
+def _remove(way: TransientCpuset) -> Operation[None]:
+    for _ in range(_REMOVALS):
+        if way.remove():
+            return
+        yield Sleep(_REMOVAL_S)
+    raise CgroupError(f"remove cpuset {way.path}: a process stays in it")
 
 
 def _set_limits(container: Container, planned: LimitsPlan, pid: int) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import fcntl
 import os
 
 from runtime import state, terms
-from runtime.cgroups import open_cgroup, reopen
+from runtime.cgroups import SYSTEMD, driver_of, open_cgroup, reopen
 from runtime.container import Container
 from runtime.errors import InvalidState, ManorError, NotFound
 from runtime.linux.fds import OwnedFd
@@ -63,10 +63,12 @@ def cgroup_of(host: Host, known: state.State) -> Cgroup:
         "unit": known.unit,
         "paths": dict(known.cgroup_directories),
     }
-    if not known.pid:  # it was to be made: its path is the config's, if it is a path at all
-        return open_cgroup(host.layout, known.cgroups_path, known.id)
-    systemd = host.systemd() if known.unit and host.systemd is not None else None
-    return reopen(host.layout, said, systemd)
+    if known.pid:
+        return reopen(host.layout, said, host.systemd)
+    # It was to be made: what is known of its cgroup is what the config asked for.
+    if host.systemd is not None and driver_of(known.cgroups_path, host.systemd_cgroup) == SYSTEMD:
+        return host.systemd().expected(host.layout, known.cgroups_path, known.id)
+    return open_cgroup(host.layout, known.cgroups_path, known.id)
 
 
 def _terms(known: state.State) -> Any:

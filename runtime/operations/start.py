@@ -5,7 +5,7 @@ from __future__ import annotations
 import _signal
 
 from runtime import state
-from runtime.errors import ManorError
+from runtime.errors import ManorError, NotFound
 from runtime.operations.attend import run_poststart
 from runtime.operations.gate import knock
 from runtime.operations.kill import kill
@@ -46,7 +46,9 @@ def _run_poststart(container: Container) -> Operation[None]:
     try:
         yield from run_poststart(container)
     except ManorError:
-        kill(
-            container, _signal.SIGKILL
-        )  # runtime.md, "Lifecycle": the container is stopped, and the error told
+        # runtime.md, "Lifecycle": the container is stopped, and the error told.
+        try:
+            kill(container, _signal.SIGKILL)
+        except NotFound:
+            pass  # it has ended by itself meanwhile
         raise

@@ -14,11 +14,11 @@ import stat
 from runtime.errors import MountError, describe
 from runtime.linux import constants as c
 from runtime.linux import mount as m
-from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, Root, openat2
+from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, Root, clean, openat2
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.rootfs.copy_up import copy_tree
 from runtime.rootfs.devices import make_console_place, make_devices
-from runtime.rootfs.plan import BindStep, FilesystemStep, check_proc, clean
+from runtime.rootfs.plan import BindStep, FilesystemStep, check_proc
 from runtime.spec.checks import named
 
 TYPE_CHECKING = False
@@ -254,11 +254,14 @@ def _open_source(mounted: MountedRoot, step: BindStep, number: int) -> OwnedFd:
             raise MountError(f"{step.path}: only the host's side can map the ids of {named(source)}")
         return ask_host(number)
     try:
+        if step.inside is not None:
+            with mounted.root.open(step.inside) as place:
+                return m.clone_tree(place.fileno(), recursive=step.recursive)
         return m.clone_tree(AT_FDCWD, source, recursive=step.recursive)
     except FileNotFoundError as error:
         raise MountError(f"{step.path}: source {named(source)} does not exist") from error
     except OSError as error:
-        if error.errno != errno.EACCES or ask_host is None:
+        if error.errno != errno.EACCES or ask_host is None or step.inside is not None:
             raise
         return ask_host(number)  # root of a user namespace, before a directory that is not open to it
 

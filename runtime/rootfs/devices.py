@@ -12,14 +12,21 @@ import stat
 
 from runtime.errors import MountError, describe
 from runtime.linux import mount as m
-from runtime.linux.beneath import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Root, openat2
-from runtime.rootfs.plan import clean
+from runtime.linux.beneath import (
+    RESOLVE_BENEATH,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    Root,
+    clean,
+    openat2,
+)
 from runtime.spec.checks import named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.linux.fds import OwnedFd
-    from runtime.rootfs.plan import DeviceNode, RootfsPlan
+    from runtime.rootfs.device_plan import DeviceNode
+    from runtime.rootfs.plan import RootfsPlan
 
 AT_FDCWD = -100
 _PLAIN = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS

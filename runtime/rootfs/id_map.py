@@ -12,6 +12,7 @@ import os
 
 from runtime.errors import ConfigError, ManorError, MountError, describe
 from runtime.linux import mount as m
+from runtime.linux.beneath import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.record import Record
 from runtime.spec.checks import named
@@ -72,9 +73,10 @@ class Sources:
     Those are made or opened at once: this is called in the host's mount namespace, `open` in the container's.
     """
 
-    __slots__ = ("_namespaces", "_steps")
+    __slots__ = ("_namespaces", "_root", "_steps")
 
-    def __init__(self, steps: tuple[Step, ...], make_user_namespace: MakeUserNamespace) -> None:
+    def __init__(self, root: str, steps: tuple[Step, ...], make_user_namespace: MakeUserNamespace) -> None:
+        self._root = root
         self._steps = steps
         self._namespaces: dict[tuple[str, str, str], OwnedFd] = {}
         for step in steps:
@@ -92,7 +94,7 @@ class Sources:
         if step is None or not hasattr(step, "id_map") or step.below_own_cgroup is not None:
             raise MountError(f"step {index} is not a bind mount to be opened by the host")
         try:
-            tree = m.clone_tree(AT_FDCWD, step.source, recursive=step.recursive)
+            tree = self._clone(step)
         except OSError as error:
             raise MountError(f"{step.path}: source {describe(error)}") from error
         try:
@@ -102,6 +104,16 @@ class Sources:
             tree.close()
             raise
         return tree
+
+    def _clone(self, step: BindStep) -> OwnedFd:
+        if step.inside is None:
+            return m.clone_tree(AT_FDCWD, step.source, recursive=step.recursive)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+        with (
+            openat2(AT_FDCWD, self._root, flags, RESOLVE_NO_MAGICLINKS) as root,
+            openat2(root.fileno(), step.inside, os.O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS) as place,
+        ):
+            return m.clone_tree(place.fileno(), recursive=step.recursive)
 
     def _map(self, step: BindStep, tree: OwnedFd, ids: IdMap) -> None:
         try:

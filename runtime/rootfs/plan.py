@@ -8,11 +8,12 @@ check again what only the file system itself can tell, such as where a path lead
 from __future__ import annotations
 
 import os
-import stat
 
 from runtime.errors import ConfigError
 from runtime.linux import mount as m
+from runtime.linux.beneath import clean
 from runtime.record import Record, replace
+from runtime.rootfs.device_plan import plan_devices
 from runtime.rootfs.id_map import plan_id_map
 from runtime.rootfs.options import (
     PROPAGATION,
@@ -29,9 +30,10 @@ from runtime.spec.checks import named, shown
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cgroups.layout import CgroupView
+    from runtime.rootfs.device_plan import DeviceNode
     from runtime.rootfs.id_map import IdMap
     from runtime.rootfs.options import MountOptions
-    from runtime.spec.model import Device, Linux, Mount, Spec
+    from runtime.spec.model import Linux, Mount, Spec
 
 # What lxcfs and its like may put over files of /proc; everything else below it is refused.
 _PROC_FILES = "cpuinfo diskstats meminfo stat swaps uptime loadavg slabinfo"
@@ -69,7 +71,8 @@ class BindStep(Record):
     may be left.
 
     With `below_own_cgroup`, a hierarchy's name, `source` is that hierarchy's mount point and what is mounted
-    is our own cgroup in it. A mount with an `id_map` is made by the host's side, which alone may.
+    is our own cgroup in it. A mount with an `id_map` is made by the host's side, which alone may. `inside` is where
+    in the container's root the source lies, if it does: there an image's symlinks lead to places inside.
     """
 
     path: str
@@ -83,6 +86,7 @@ class BindStep(Record):
     propagation: tuple[tuple[int, bool], ...] = ()
     below_own_cgroup: str | None = None
     id_map: IdMap | None = None
+    inside: str | None = None
 
 
 class SymlinkStep(Record):
@@ -95,17 +99,6 @@ class SymlinkStep(Record):
 
 if TYPE_CHECKING:
     Step = FilesystemStep | BindStep | SymlinkStep
-
-
-class DeviceNode(Record):
-    """A device to make: `mode` has the kind and the permissions."""
-
-    path: str
-    mode: int
-    major: int
-    minor: int
-    uid: int = 0
-    gid: int = 0
 
 
 class RootfsPlan(Record):
@@ -151,20 +144,6 @@ class _Surroundings(Record):
         return self.linux.mount_label
 
 
-_NODE_KINDS = {"b": stat.S_IFBLK, "c": stat.S_IFCHR, "u": stat.S_IFCHR, "p": stat.S_IFIFO}
-_DEFAULT_DEVICES = tuple(
-    DeviceNode(f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor)
-    for name, major, minor in (
-        ("null", 1, 3),
-        ("random", 1, 8),
-        ("full", 1, 7),
-        ("tty", 5, 0),
-        ("zero", 1, 5),
-        ("urandom", 1, 9),
-    )
-)  # config-linux.md, "Default Devices"; /dev/console and /dev/ptmx are made otherwise
-
-
 def plan_rootfs(spec: Spec, bundle: str, view: CgroupView, no_pivot: bool = False) -> RootfsPlan:
     """The plan for `spec`, whose relative paths start at the absolute path `bundle`.
 
@@ -190,7 +169,7 @@ def plan_rootfs(spec: Spec, bundle: str, view: CgroupView, no_pivot: bool = Fals
         bind_root="user" in namespaces
         or not (propagation & (m.MS_SLAVE | m.MS_PRIVATE) and propagation & m.MS_REC),
         no_pivot=no_pivot,
-        devices=_plan_devices(linux.devices),
+        devices=plan_devices(linux.devices),
         bind_devices="user" in namespaces,
         populate_dev=not any(
             isinstance(step, BindStep) and clean(step.destination) == "/dev" for step in steps
@@ -210,11 +189,6 @@ def _propagation(asked: str | None, no_pivot: bool) -> int:
     if no_pivot and propagation == m.MS_PRIVATE:
         raise ConfigError("linux.rootfsPropagation", f"{asked} is not safe without pivot_root")
     return propagation | (m.MS_REC if recursive else 0)
-
-
-def clean(path: str) -> str:
-    """`path` as an absolute one without `.`, `..` and empty parts, taken by its text alone."""
-    return "/" + os.path.normpath(f"/{path}").lstrip("/")
 
 
 def _inside(destination: str, root: str) -> str:
@@ -248,7 +222,7 @@ def _plan_mount(path: str, mount: Mount, around: _Surroundings) -> list[Step]:
     if options.bind or mount.type == "bind":
         if place != "/proc":  # a procfs may be bound there: whether it is one, `apply` sees
             check_proc(f"{path}.destination", place, "bind")
-        return [replace(_plan_bind(path, mount, around.bundle, options), id_map=id_map)]
+        return [replace(_plan_bind(path, mount, around, options), id_map=id_map)]
     if mount.type is None:
         raise ConfigError(f"{path}.type", "is missing, and the options do not say bind")
     check_proc(f"{path}.destination", place, mount.type)
@@ -266,12 +240,14 @@ def check_proc(path: str, place: str, kind: str) -> None:
         raise ConfigError(path, f"{named(place)} is inside /proc")
 
 
-def _plan_bind(path: str, mount: Mount, bundle: str, options: MountOptions) -> BindStep:
+def _plan_bind(path: str, mount: Mount, around: _Surroundings, options: MountOptions) -> BindStep:
     if options.data:
         raise ConfigError(f"{path}.options", f"{shown(options.data[0])} has no meaning for a bind mount")
     if mount.source is None:
         raise ConfigError(f"{path}.source", "is missing")
-    return _bind(path, mount.destination, _below(bundle, mount.source), options)
+    source = _below(around.bundle, mount.source)
+    inside = source[len(around.root) :] if source.startswith(f"{around.root}/") else None
+    return replace(_bind(path, mount.destination, source, options), inside=inside)
 
 
 def _bind(
@@ -392,26 +368,3 @@ def _v1_hierarchy(path: str, destination: str, name: str, attributes: int, read_
         options=tuple(settings),
         attributes=attributes | (m.MOUNT_ATTR_RDONLY if read_only else 0),
     )
-
-
-# ---- devices -----------------------------------------------------------------------------------
-
-
-def _plan_devices(asked: tuple[Device, ...]) -> tuple[DeviceNode, ...]:
-    replaced = {clean(device.path) for device in asked}
-    nodes = [node for node in _DEFAULT_DEVICES if node.path not in replaced]
-    for device in asked:
-        if clean(device.path) == "/dev/ptmx":
-            continue  # the container's own, a symlink into its devpts
-        permissions = 0o666 if device.file_mode is None else stat.S_IMODE(device.file_mode)
-        nodes.append(
-            DeviceNode(
-                path=device.path,
-                mode=_NODE_KINDS[device.type] | permissions,
-                major=device.major,
-                minor=device.minor,
-                uid=device.uid or 0,
-                gid=device.gid or 0,
-            )
-        )
-    return tuple(nodes)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 
+from runtime.affinity import format_cpu_list
+from runtime.errors import StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
 from runtime.linux.process import setns
@@ -23,6 +25,7 @@ from runtime.stages.stage1_namespaces import (
     enter_by_path,
     enter_cgroups,
     enter_landlords_namespaces,
+    enter_tenants_cgroups,
     request_mapping,
     reset_affinity_after_join,
 )
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan, ProcessPlan, TenantPlan
+
+
+BIND = "bind to CPUs"
 
 
 class Channels:
@@ -77,22 +83,29 @@ def launch_tenant(
     near, far = channel_pair("main", INIT)
 
     def run(step: Step) -> None:
-        enter_cgroups(step, entry)
-        reset_affinity_after_join(step, plan.affinity)
+        enter_tenants_cgroups(step, plan, entry)
         enter_landlords_namespaces(step, plan)
         become_tenant(step, plan, far)
 
-    keep = (*kept(plan.process, entry), plan.landlord_pidfd)
+    keep = tenant_fds(plan, entry)
     pid_fd = plan.landlord_pidfd if plan.kinds & c.CLONE_NEWPID else -1
-    return born_on(plan.affinity.before_join, lambda: _clone(run, near, far, keep, 0, born_in, pid_fd))
+    return born_on(plan, lambda: _clone(run, near, far, keep, 0, born_in, pid_fd))
 
 
-def born_on(cpus: tuple[int, ...] | None, clone: Callable[[], Channels]) -> Channels:
-    """`clone` with our affinity set to `cpus` meanwhile: with CLONE_INTO_CGROUP a child is never before its join."""
-    if cpus is None:
+def born_on(plan: TenantPlan, clone: Callable[[], Channels]) -> Channels:
+    """`clone` with our affinity set to the tenant's meanwhile: with CLONE_INTO_CGROUP a child is never before its join.
+
+    StageError of the step BIND with EINVAL where we may not use any of those CPUs.
+    """
+    cpus = plan.affinity.before_join
+    if cpus is None or plan.cpuset is not None:
         return clone()
     ours = sched_getaffinity(0)
-    sched_setaffinity(0, cpus)
+    try:
+        sched_setaffinity(0, cpus)
+    except OSError as error:
+        number = error.errno or 0
+        raise StageError("main", BIND, f"to {format_cpu_list(cpus)}", os.strerror(number), number) from error
     try:
         return clone()
     finally:
@@ -106,6 +119,12 @@ def kept(process: ProcessPlan, entry: CgroupEntry | None, *others: OwnedFd) -> t
         wanted += [*entry.v1_tasks, *(fd for fd in (entry.v2, entry.landlord) if fd is not None)]
     preserved = range(3, 3 + process.preserved_fds)
     return (stdio.stdin, stdio.stdout, stdio.stderr, *preserved, *(fd.fileno() for fd in wanted))
+
+
+def tenant_fds(plan: TenantPlan, entry: CgroupEntry) -> tuple[int, ...]:
+    """What the first stage of a tenant needs."""
+    transient = () if plan.cpuset is None else plan.cpuset.fds()
+    return (*kept(plan.process, entry), plan.landlord_pidfd, *transient)
 
 
 def landlord_fds(plan: LandlordPlan) -> list[OwnedFd]:

@@ -87,7 +87,7 @@ def launch_opener(plan: RootfsPlan, init_pidfd: OwnedFd, socket: OwnedFd) -> tup
 
 def _serve(step: Step, plan: RootfsPlan, init_pidfd: OwnedFd, init: Channel) -> None:
     step.begin("make user namespaces for id-mapped mounts")
-    sources = Sources(plan.steps, _make_user_namespace)
+    sources = Sources(plan.root, plan.steps, _make_user_namespace)
     step.begin("join the mount namespace of the container")
     setns(init_pidfd.fileno(), c.CLONE_NEWNS)
     while True:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.affinity import AffinityPlan
+    from runtime.cgroups.transient_cpuset import TransientCpuset
     from runtime.credentials import Credentials
     from runtime.limits import MemoryPlan
     from runtime.linux.fds import OwnedFd
@@ -84,7 +85,10 @@ class LandlordPlan(Record):
 
 
 class TenantPlan(Record):
-    """An exec: a process that joins the namespaces `kinds` of the landlord behind `landlord_pidfd`."""
+    """An exec: a process that joins the namespaces `kinds` of the landlord behind `landlord_pidfd`.
+
+    `cpuset` is entered before its cgroup, to be bound to CPUs that we may not use ourselves.
+    """
 
     container_id: str
     landlord_pid: int
@@ -93,3 +97,4 @@ class TenantPlan(Record):
     affinity: AffinityPlan
     process: ProcessPlan
     keyring: bool = True
+    cpuset: TransientCpuset | None = None

@@ -159,11 +159,15 @@ def launch_tenant(
     """Bring an exec past its execve. `landlord_cgroup` opens the cgroup to fall back to, None allows none."""
     launch = direct.launch_tenant if shape == DIRECT else staged.launch_tenant
     joined, why, fallback = cgroup.place, "", None
+    # On its way through another cpuset it is born in our cgroup, and joins its own by itself.
+    born_in = cgroup.v2_dir if plan.cpuset is None else None
     try:
         try:
-            channels = launch(plan, cgroup, cgroup.v2_dir, None)
+            if born_in is None and cgroup.v2_dir is not None and landlord_cgroup is not None:
+                fallback = landlord_cgroup()
+            channels = launch(plan, cgroup, born_in, fallback)
         except OSError as error:
-            if cgroup.v2_dir is None:
+            if born_in is None:
                 raise
             if error.errno in FALLBACK_ERRORS and landlord_cgroup is not None:
                 # Init moved away: into a child, so that its cgroup holds controllers (EBUSY), or for good.

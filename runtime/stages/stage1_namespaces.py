@@ -83,6 +83,19 @@ def _write_procs(directory: OwnedFd) -> None:
         os.close(fd)
 
 
+def enter_tenants_cgroups(step: Step, plan: TenantPlan, entry: CgroupEntry) -> None:
+    """The join of an exec, with its CPU affinity before and after."""
+    initial = plan.affinity.before_join
+    if plan.cpuset is not None and initial is not None:
+        step.begin("enter cpuset of the initial CPUs")
+        plan.cpuset.enter()
+        sched_setaffinity(0, initial)
+    enter_cgroups(step, entry)
+    if plan.cpuset is not None and initial is not None:
+        sched_setaffinity(0, initial)  # before Linux 6.2 the join has widened it
+    reset_affinity_after_join(step, plan.affinity)
+
+
 def reset_affinity_after_join(step: Step, affinity: AffinityPlan | None) -> None:
     """The CPU affinity after the join: an explicit set, nothing, or all possible CPUs.
 
@@ -184,8 +197,7 @@ def become_intermediate_of_tenant(
     is not dumpable. So this process, which is not in it, enters all the others first and closes what it was
     given: stage 2 is born with nothing of the host's.
     """
-    enter_cgroups(step, entry)
-    reset_affinity_after_join(step, plan.affinity)
+    enter_tenants_cgroups(step, plan, entry)
     entry.close()
     enter_landlords_namespaces(step, plan)
     if plan.kinds & c.CLONE_NEWPID:

@@ -91,7 +91,7 @@ def finish_init(step: Step, plan: LandlordPlan, mounted: MountedRoot, main: Chan
 
 
 def with_signals_in_force(wait: Callable[[OwnedFd], OwnedFd], gate: OwnedFd) -> OwnedFd:
-    """`wait` at the `gate`, but let signals that end a process end this one meanwhile: it is a container that can be stopped.
+    """`wait` at the `gate`, but let signals that end a process end this one meanwhile: a container can be stopped.
 
     As the first process of a PID namespace it is spared all signals that it has no handler for.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from runtime.stages.channel import channel_pair
 from runtime.stages.clone import INIT, INTER, clone_stage
-from runtime.stages.direct import Channels, born_on, kept, landlord_fds
+from runtime.stages.direct import Channels, born_on, kept, landlord_fds, tenant_fds
 from runtime.stages.shared_pids import make_shared_world
 from runtime.stages.stage1_namespaces import (
     CgroupEntry,
@@ -77,7 +77,7 @@ def launch_tenant(
     """Clone the intermediate process of an exec. OSError of clone3(2), with nothing left open."""
     entry = CgroupEntry(cgroup.v1_tasks, None if born_in else cgroup.v2_dir, landlord)
     init_keep = kept(plan.process, None)
-    keep = (*kept(plan.process, entry), plan.landlord_pidfd)
+    keep = tenant_fds(plan, entry)
 
     def run_inter(step: Step, main: Channel, clone_init: Callable[[], tuple[int, int]]) -> None:
         become_intermediate_of_tenant(step, plan, entry, main, clone_init)
@@ -85,7 +85,7 @@ def launch_tenant(
     def run_init(step: Step, main: Channel) -> None:
         become_tenant(step, plan, main)
 
-    return born_on(plan.affinity.before_join, lambda: _clone(run_inter, run_init, keep, init_keep, born_in))
+    return born_on(plan, lambda: _clone(run_inter, run_init, keep, init_keep, born_in))
 
 
 def _clone(

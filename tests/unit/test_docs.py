@@ -14,6 +14,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.glob("*.md"))
 REFERENCE = re.compile(r"`((?:e2e|unit|vm|wire)/[\w/.-]+\.py)::(\w+)`")
 LINES = {"A": 11, "B": 5, "C": 9, "D": 11, "E": 4}
+HEADS = ("Attack", "Rule")
 BEHAVIOURS = DOCS / "BEHAVIOURS.md"
 SECURITY = DOCS / "SECURITY-TESTS.md"
 
@@ -22,7 +23,7 @@ def rows(page: Path) -> Iterator[tuple[str, str]]:
     """The first cell and the rest of each row of the tables of a page."""
     for line in page.read_text().splitlines():
         match = re.match(r"^\| ([^|-][^|]*) \|(.*)\|$", line)
-        if match:
+        if match and match[1].strip() not in HEADS:
             yield match[1].strip(), match[2]
 
 

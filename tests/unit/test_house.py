@@ -31,6 +31,7 @@ FLOORS = (
     ("cli",),
     ("operations",),
     ("stages",),
+    ("terms",),
     ("container", "payload"),
     (
         *("rootfs", "cgroups", "namespaces", "credentials", "seccomp", "seccomp_enosys", "labels", "limits"),
@@ -40,8 +41,9 @@ FLOORS = (
     ("linux",),
     ("errors", "record", "waiting", "trace", "undo", "faults"),
 )
-# Programs of their own in shim/: never loaded by a warden or by what it forks.
-BESIDE_THE_SHIM = ("shim/install.py", "shim/scribe")
+# Programs of their own in shim/: never loaded by a warden or by what it forks. And what brings in a library of D-Bus:
+# loaded where systemd makes the cgroups alone.
+BESIDE_THE_SHIM = ("shim/install.py", "shim/scribe", "runtime/cgroups/bus.py")
 # What a shim may load of the standard library: C modules, and what the interpreter has loaded already.
 LIGHT = {
     *("__future__", "array", "errno", "fcntl", "gc", "marshal", "os", "posix", "resource", "select", "stat"),

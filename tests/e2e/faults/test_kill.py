@@ -7,6 +7,7 @@ directory alone; stages that are still at work end by themselves when they find 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,10 +16,8 @@ from runtime import trace
 from runtime.errors import NotFound
 from runtime.operations import delete_by_force
 from runtime.waiting import run
-from tests.e2e.faults.conftest import Leaks, Place, Runner, Watch, rich
+from tests.e2e.faults.conftest import Leaks, Place, Runner, Watch, remove, rich
 from tests.e2e.faults.test_every_step import Life, Walker, reach
-
-__all__: list[str] = []
 
 
 def killed(act: Callable[[], None], watch: Watch, place: Place) -> bool:
@@ -90,13 +89,27 @@ def _acts(life: Life, verb: str) -> tuple[Callable[[], None], Callable[[], None]
 
 
 def by_force(runner: Runner, container_id: str) -> None:
-    """`delete --force`, which finds something, or nothing at all."""
-    try:
-        run(delete_by_force(runner.host, container_id))
-    except NotFound:
-        pass
-    with pytest.raises(NotFound):
-        run(delete_by_force(runner.host, container_id))
+    """`delete --force` by somebody else, who finds something, or nothing at all; after that there is nothing.
+
+    Orphans are ours to reap meanwhile: a PID namespace ends with the last of them.
+    """
+    remover = os.fork()
+    if remover == 0:
+        status = 1
+        try:
+            remove(runner, container_id)
+            with pytest.raises(NotFound):
+                run(delete_by_force(runner.host, container_id))
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    while True:
+        pid, status = os.waitpid(-1, 0x40000000)
+        if pid == remover:
+            assert status == 0
+            return
 
 
 def maker(walker: Walker, gate: bool) -> Callable[[], Life]:

@@ -37,7 +37,7 @@ class Door:
 
     def create(self, data: bytes, name: str = "hostile") -> subprocess.CompletedProcess[str]:
         (self.bundle / "config.json").write_bytes(data)
-        command = [COMMAND, "--root", self.root, "create", "--bundle", self.bundle, name]
+        command = [str(COMMAND), "--root", str(self.root), "create", "--bundle", str(self.bundle), name]
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False, text=True
         )

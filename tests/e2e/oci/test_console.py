@@ -90,8 +90,8 @@ def sit(oci: Oci) -> Iterator[Callable[..., User]]:
         def own_it() -> None:
             fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
 
-        streams = {"stdin": slave, "stdout": slave, "stderr": slave} | how
-        process = subprocess.Popen(
+        streams: dict[str, Any] = {"stdin": slave, "stdout": slave, "stderr": slave} | how
+        process: subprocess.Popen[bytes] = subprocess.Popen(
             oci.words(*arguments),
             **streams,
             start_new_session=True,

@@ -72,7 +72,7 @@ def test_many_are_possible(oci: Oci) -> None:
 @pytest.mark.parametrize("how", ["run", "run -d", "create", "exec"])
 def test_one_that_is_not_open_is_named(oci: Oci, how: str) -> None:
     name = oci.started() if how == "exec" else "c"
-    words = ("exec", "--preserve-fds", "20", name, "true")
+    words: tuple[str, ...] = ("exec", "--preserve-fds", "20", name, "true")
     if how != "exec":
         bundle = oci.bundle("true")
         words = (*how.split(), "--preserve-fds", "20", "-b", str(bundle.path), name)

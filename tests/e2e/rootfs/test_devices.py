@@ -14,7 +14,7 @@ from runtime.linux.constants import WALL
 from runtime.linux.process import unshare
 from runtime.operations import start
 from runtime.rootfs import RootfsPlan, apply_mounts, make_cwd, pivot_into, plan_rootfs, protect
-from runtime.rootfs.plan import DeviceNode
+from runtime.rootfs.device_plan import DeviceNode
 from runtime.spec.load import load_spec
 from runtime.waiting import run
 from tests.e2e.rootfs.conftest import NAMESPACES, bind, mount_lines

@@ -178,6 +178,25 @@ def test_a_source_may_be_a_place_below_an_earlier_mount(runner: Runner, tmp_path
 
 
 @pytest.mark.usefixtures("id_maps")
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_source_in_the_image_leads_to_nowhere_outside(runner: Runner, tmp_path: Path, mapped: bool) -> None:
+    """The host's side has rights that the mapped root has not: a symlink of the image must not borrow them."""
+    (tmp_path / "secret").mkdir(mode=0o700)
+    (tmp_path / "secret/file").write_text("secret\n")
+    bundle = runner.bundle("ls", "/data")
+    with_user_namespace(bundle)
+    (bundle.rootfs / "volume").symlink_to(tmp_path / "secret")
+    maps = {"uidMappings": MAPPING, "gidMappings": MAPPING} if mapped else {}
+    bundle.config["mounts"].append(mounted(bundle.rootfs / "volume", **maps))
+    with pytest.raises(StageError, match=r"mounts\[5\]: source .*"):
+        runner.create(bundle)
+    inside = bundle.rootfs / str(tmp_path / "secret").lstrip("/")
+    inside.mkdir(parents=True)
+    (inside / "own").touch()
+    assert runner.run(bundle).stdout == "own\n"
+
+
+@pytest.mark.usefixtures("id_maps")
 def test_twenty_id_mapped_mounts_leave_no_descriptor_in_a_container_that_may_have_twenty(
     runner: Runner, tmp_path: Path
 ) -> None:

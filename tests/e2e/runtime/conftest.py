@@ -174,6 +174,7 @@ def runner(tmp_path: Path, way: tuple[str, bool]) -> Iterator[Runner]:
     _reap()
     while (left := _inventory(made) - before) and time.monotonic() < deadline:
         time.sleep(0.05)
+        _reap()  # a process that has made a container for us may take a while to end
     assert not left, f"left behind: {sorted(left)}"
     host.procfs.close()
 

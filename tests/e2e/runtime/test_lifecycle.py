@@ -279,6 +279,32 @@ def _run_with_a_user_namespace(runner: Runner) -> None:
     assert output.stdout.split() == ["0", "0", "100000", "1000"], output.stderr
 
 
+def test_the_mounts_of_a_container_in_the_hosts_mount_namespace_end_with_it(runner: Runner) -> None:
+    def on_the_host(config: dict[str, Any]) -> None:
+        linux = config["linux"]
+        linux["namespaces"] = [each for each in linux["namespaces"] if each["type"] != "mount"]
+        linux.pop("maskedPaths", None)
+        linux.pop("readonlyPaths", None)
+
+    def ours() -> list[str]:
+        return [
+            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(container) in line
+        ]
+
+    bundle = runner.bundle("no-such-command")
+    on_the_host(bundle.config)
+    container = bundle.path
+    with pytest.raises(ManorError, match="no-such-command"):
+        runner.create(bundle)
+    assert ours() == []
+    bundle.config["process"]["args"] = ["sleep", "1000"]
+    made = runner.create(bundle)
+    assert ours() != []
+    runner.stop(made)
+    runner.delete(made)
+    assert ours() == []
+
+
 def test_an_init_that_the_oom_killer_took_says_so(runner: Runner) -> None:
     bundle = runner.bundle("true")
     bundle.config["linux"]["resources"]["memory"] = {"limit": 200_000}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.harness.bundles import Bundle
 __all__ = ["Canary", "canary"]
 
 COMMAND = Path(sys.executable).parent / "manor-oci"
+QUIET: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
 Answer = subprocess.CompletedProcess[str]
 
 
@@ -40,7 +42,7 @@ class Oci:
         stdin: int = subprocess.DEVNULL,
     ) -> Answer:
         """Run a verb; stdout and stderr come back as text."""
-        command = [*before, COMMAND, "--root", self.root, *words]
+        command = [*before, str(COMMAND), "--root", str(self.root), *map(str, words)]
         return subprocess.run(
             command,
             stdin=stdin,
@@ -62,9 +64,17 @@ class Oci:
         bundle.write()
         name = bundle.path.name
         # Detached, as one that keeps our pipes would keep us waiting.
-        null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        command = [COMMAND, "--root", self.root, "run", "--detach", "--bundle", bundle.path, name]
-        subprocess.run(command, check=True, timeout=60, **null)
+        command = [
+            str(COMMAND),
+            "--root",
+            str(self.root),
+            "run",
+            "--detach",
+            "--bundle",
+            str(bundle.path),
+            name,
+        ]
+        subprocess.run(command, check=True, timeout=60, **QUIET)
         return name
 
     def clean(self) -> None:

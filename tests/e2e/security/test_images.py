@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.security.conftest import COMMAND
+from tests.e2e.security.conftest import COMMAND, QUIET
 
 if TYPE_CHECKING:
     from tests.e2e.security.conftest import Canary, Oci
@@ -117,7 +117,6 @@ def test_nothing_of_a_booby_trapped_image_is_loaded(oci: Oci, tmp_path: Path) ->
         "-e",
         "trace=openat,openat2,open,execve,pivot_root,setns,clone,clone3",
     ]
-    null = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     verbs = {
         "create": ["create", "--bundle", str(bundle.path), name],
         "exec": ["exec", name, "true"],
@@ -128,7 +127,7 @@ def test_nothing_of_a_booby_trapped_image_is_loaded(oci: Oci, tmp_path: Path) ->
         log = tmp_path / "log"
         command = [*trace, "-o", str(log), str(COMMAND), "--root", str(oci.root), *words]
         if verb == "create":  # its init waits, and strace with it
-            with subprocess.Popen(command, **null) as running:
+            with subprocess.Popen(command, **QUIET) as running:
                 _await(lambda: oci("state", name).stdout, '"status": "created"')
                 assert oci("start", name).returncode == 0
                 assert opened_inside(log.read_text()) == [], verb
@@ -138,7 +137,7 @@ def test_nothing_of_a_booby_trapped_image_is_loaded(oci: Oci, tmp_path: Path) ->
             oci.started(bundle)
             continue
         master, slave = os.openpty()
-        streams = dict.fromkeys(null, slave) if "terminal" in verb else null
+        streams = dict.fromkeys(QUIET, slave) if "terminal" in verb else QUIET
         done = subprocess.run(command, timeout=60, check=False, **streams)
         os.close(master)
         os.close(slave)
@@ -186,7 +185,16 @@ def test_standard_streams_are_never_those_of_the_image(oci: Oci, canary: Canary,
         "socket": after.fileno(),
         "file": os.open(oci.path / "output", os.O_RDWR | os.O_CREAT, 0o600),
     }
-    command = [COMMAND, "--root", oci.root, "run", "--detach", "--bundle", bundle.path, bundle.path.name]
+    command = [
+        str(COMMAND),
+        "--root",
+        str(oci.root),
+        "run",
+        "--detach",
+        "--bundle",
+        str(bundle.path),
+        bundle.path.name,
+    ]
     chosen = streams[kind]
     subprocess.run(command, stdin=subprocess.DEVNULL, stdout=chosen, stderr=chosen, check=False, timeout=60)
     _await(lambda: oci("state", bundle.path.name).stdout + "stopped", "stopped")

@@ -9,9 +9,10 @@ import pytest
 from runtime.errors import ConfigError
 from runtime.linux import mount as m
 from runtime.record import replace
+from runtime.rootfs.device_plan import DeviceNode
 from runtime.rootfs.id_map import IdMap
 from runtime.rootfs.options import AttributeChange
-from runtime.rootfs.plan import BindStep, DeviceNode, FilesystemStep, RootfsPlan, SymlinkStep, plan_rootfs
+from runtime.rootfs.plan import BindStep, FilesystemStep, RootfsPlan, SymlinkStep, plan_rootfs
 from runtime.spec.model import Device, IdMapping, Linux, Mount, Namespace, Process, Root, Spec, User
 from tests.unit.runtime.rootfs.views import HYBRID, UNIFIED
 
