@@ -29,7 +29,7 @@ MAY_IMPORT = {
 # Inside runtime: a module may import what stands on its own floor or below.
 FLOORS = (
     ("cli",),
-    ("operations",),
+    ("operations", "features"),
     ("stages",),
     ("terms",),
     ("container", "payload"),

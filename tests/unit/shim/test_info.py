@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
-from runtime.rootfs.options import parse_options
 from runtime.stages.seal import Seal
 from shim import info
 from shim.api.codec import decode
@@ -41,7 +41,8 @@ def test_a_shim_that_is_not_protected_says_so_and_why() -> None:
     }
 
 
-def test_every_mount_option_it_lists_is_understood() -> None:
-    for word in info.MOUNT_OPTIONS.split():
-        assert parse_options((word,)).data == (), f"{word} would be passed to the file system"
-    assert parse_options(("frobnicate",)).data == ("frobnicate",)
+def test_what_a_shim_does_not_offer_is_not_listed() -> None:
+    linux: Any = info.features()["linux"]
+    assert "user" not in linux["namespaces"]
+    assert {"pid", "network", "mount", "time"} < set(linux["namespaces"])
+    assert linux["cgroup"]["systemd"] is False
