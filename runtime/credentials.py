@@ -101,7 +101,8 @@ def _plan_capabilities(wanted: Capabilities, last: int, warnings: list[str]) -> 
     _require_subset(effective, permitted, "effective", "permitted")
     _require_subset(inheritable, bounding, "inheritable", "bounding")
     if refused := ambient & ~(permitted & inheritable):
-        warnings.append(f"cannot raise ambient {capability.describe(refused)}: not permitted and inheritable")
+        names = capability.describe(refused)
+        warnings.append(f"can't raise ambient capability {names}: not permitted and inheritable")
     return CapabilitySets(bounding, effective, permitted, inheritable, ambient & permitted & inheritable)
 
 

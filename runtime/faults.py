@@ -77,6 +77,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "end container",
         "remove cgroup",
         "run poststop hooks",
+        "take mounts away",
         "remove resctrl group",
         "remove state",
     ),

@@ -23,14 +23,19 @@ MAIN = "main"
 class Timeline:
     """The marks of one operation. There is one for each, as a shim has many of them under way at once."""
 
-    __slots__ = ("_marks",)
+    __slots__ = ("_ahead_ns", "_marks")
 
     def __init__(self) -> None:
         self._marks: list[tuple[str, int]] = []
+        self._ahead_ns = 0
+
+    def set_ahead(self, nanoseconds: int) -> None:
+        """From now on our clock is so much ahead of the others': we are in a time namespace (time_namespaces(7))."""
+        self._ahead_ns += nanoseconds
 
     def note(self, step: str) -> None:
         """Note that `step` of a child has just been done."""
-        self._marks.append((step, time.monotonic_ns()))
+        self._marks.append((step, time.monotonic_ns() - self._ahead_ns))
 
     def mark(self, step: str) -> None:
         """Note that `step` of stage 0 has just been done."""

@@ -351,9 +351,11 @@ def _make_directories(cgroup: Cgroup, made: list[str], needed: dict[str, str], a
 def _refuse_used(cgroup: Cgroup) -> None:
     if holders := cgroup.holders():
         some = ", ".join(str(pid) for pid in holders[:5])
-        raise CgroupError(f"cgroup {cgroup.path} is in use by {len(holders)} processes ({some} …)")
+        raise CgroupError(
+            f"container's cgroup is not empty: {cgroup.path} is in use by {len(holders)} processes ({some} …)"
+        )
     if cgroup.freezer().asked():
-        raise CgroupError(f"cgroup {cgroup.path} is frozen")
+        raise CgroupError(f"container's cgroup unexpectedly frozen: {cgroup.path}")
 
 
 def open_cgroup(layout: Layout, cgroups_path: str, container_id: str = "") -> Cgroup:

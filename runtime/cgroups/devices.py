@@ -106,9 +106,11 @@ def plan_devices(rules: tuple[DeviceRule, ...]) -> DevicePolicy:
 
 
 def _access(field: str, access: str) -> str:
-    if not access or not set(access) <= set(_ALL):
-        raise ConfigError(f"{field}.access", f"{access[:20]!r} is not made of r, w and m")
-    return "".join(letter for letter in _ALL if letter in access)
+    """The letters of `access` that mean something, in order. Others mean nothing to runc either, and are in use."""
+    known = "".join(letter for letter in _ALL if letter in access)
+    if not known:
+        raise ConfigError(f"{field}.access", f"{access[:20]!r} has none of r, w and m")
+    return known
 
 
 def _keys(field: str, rule: DeviceRule) -> tuple[DeviceKey, ...]:

@@ -189,7 +189,7 @@ def _open_sub(layout: Layout, path: str, sub: dict[str, str]) -> Join:
             raise
     except OSError as error:
         where = at if error.filename is None or not error.filename.startswith("/") else error.filename
-        raise CgroupError(f"join cgroup {where}: {os.strerror(error.errno or 0)}") from error
+        raise CgroupError(f"adding pid to cgroup {where}: {os.strerror(error.errno or 0)}") from error
 
 
 def _open_sub_v2(layout: Layout, unified: Hierarchy, path: str, wanted: str) -> OwnedFd:

@@ -188,7 +188,9 @@ def _plan_unified(unified: dict[str, str], layout: Layout) -> list[Write]:
         if not dot:
             raise ConfigError(field, f"{key!r} is not of the form controller.parameter")
         if controller not in hierarchy.controllers and key not in _SETTABLE_CORE_FILES:
-            raise CgroupError(f"{field}.{key}: no v2 cgroup controller {controller} on this machine")
+            raise CgroupError(
+                f"{field}.{key}: invalid configuration for this machine: no v2 cgroup controller {controller}"
+            )
         for line in value.splitlines() or [""]:  # a file such as io.max takes one line a write
             writes.append(Write(hierarchy.name, key, line, f"{field}.{key}"))
     return writes

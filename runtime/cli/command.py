@@ -73,6 +73,7 @@ def _run(name: str, words: list[str], given: Globals, program: str) -> int:
         check_count(verb, program, parsed.arguments)
     except UsageError as error:
         return _misused("Incorrect Usage.\n\n", name, program, error)
+    logs.debug(f"{' '.join([name, *parsed.arguments[:1]])}: root directory {given.root}")
     return verb.run(Call(verb, parsed.options, parsed.arguments, given, parsed.given, program))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from runtime import state
+from runtime.affinity import format_cpu_list
 from runtime.cgroups import parse_sub_cgroups
+from runtime.cgroups.joining import LANDLORD, SUB
 from runtime.cli import logs
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.exec_process import wanted_process
@@ -25,6 +27,7 @@ from runtime.container import ExecOptions, ExecRequest
 from runtime.errors import InvalidState, ManorError
 from runtime.linux.fds import OwnedFd
 from runtime.operations import exec_
+from runtime.operations.exec import plan_affinity
 from runtime.record import replace
 from runtime.stages.plan import Stdio
 from runtime.stages.stage0_parent import bury
@@ -85,12 +88,33 @@ def _foreground(found: Container, request: ExecRequest, handover: Handover) -> i
 def _start(found: Container, request: ExecRequest, handover: Handover) -> Tenant:
     tenant = drive(exec_(found, request))
     tell(tenant.warnings, tenant.marks)
+    if logs.log.debugging:
+        _tell_where(found, request, tenant)
     try:
         handover.give(tenant.pid, tenant.pidfd, tenant.console, b"setns")
     except BaseException:
         drive(bury(tenant.pid, tenant.pidfd))
         raise
     return tenant
+
+
+def _tell_where(found: Container, request: ExecRequest, tenant: Tenant) -> None:
+    """Which cgroup has been joined and why, and which CPUs it was and is to run on."""
+    own = found.cgroup.path
+    if tenant.cgroup == LANDLORD:
+        where = f"the v2 cgroup that init is in now, as {own} cannot be joined: {tenant.cgroup_why or 'it is gone'}"
+    elif tenant.cgroup == SUB:
+        asked = (
+            f"{controller}:{path}" if controller else path for controller, path in request.options.cgroup
+        )
+        where = f"what was asked for below cgroup {own}: {' '.join(asked)}"
+    else:
+        where = f"the container's own cgroup {own}"
+    logs.debug(f"process {tenant.pid} joined {where}")
+    plan = plan_affinity(found, request.process)
+    before = "unchanged" if plan.before_join is None else format_cpu_list(plan.before_join)
+    after = "all possible CPUs" if plan.reset else format_cpu_list(plan.after_join or plan.before_join or ())
+    logs.debug(f"cpu affinity of process {tenant.pid}: {before} before it joined, {after} after")
 
 
 def _owner(found: Container) -> tuple[int, int]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from runtime.stages.plan import Stdio
     from runtime.trace import Marks
 
+_MOST_DIGITS = 10
 _FIRST_PASSED = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 
 CONSOLE_SOCKET = Option(
@@ -116,7 +117,7 @@ def passed_fds() -> int:
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return 0
     count = os.environ.get("LISTEN_FDS", "")
-    return int(count) if count.isascii() and count.isdecimal() else 0
+    return int(count) if count.isascii() and count.isdecimal() and len(count) < _MOST_DIGITS else 0
 
 
 def check_preserved(first: int, count: int) -> int:
@@ -191,7 +192,12 @@ class Launch:
                 directories=() if self.proxy is None else (DIRECTORY,),
             ),
         )
-        return drive(create(host(self._call.globals), request))
+        container = drive(create(host(self._call.globals), request))
+        logs.debug(
+            f"container {container.id} of bundle {self.bundle}: "
+            f"init is process {container.pid}, in cgroup {container.cgroup.path}"
+        )
+        return container
 
     def hand_over(self, container: Container) -> None:
         """Give the caller what it wants of the container. OSError, InvalidArgument; then the container has to go."""

@@ -25,7 +25,7 @@ from runtime.container import Container, CreateRequest
 from runtime.errors import ConfigError, ManorError, StageError
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.operations.create import create
-from runtime.operations.delete import remove_cgroup
+from runtime.operations.delete import delete_by_force, remove_cgroup
 from runtime.operations.process_plan import complete
 from runtime.record import Record
 from runtime.spec.json import dump, parse
@@ -162,9 +162,13 @@ def _be_creator(step: Step, host: Host, request: ApartRequest, stdio: Stdio, mai
     }
     given = {name: fd for name, fd in named.items() if fd is not None}
     with OwnedFd(os.memfd_create("created", os.MFD_CLOEXEC)) as description:
-        os.write(description.fileno(), dump(_describe(container)))
-        fds = (description.fileno(), *given.values())
-        main.send(Created(container.pid, " ".join(("description", *given))), fds)
+        try:
+            os.write(description.fileno(), dump(_describe(container)))
+            fds = (description.fileno(), *given.values())
+            main.send(Created(container.pid, " ".join(("description", *given))), fds)
+        except BaseException:
+            run(delete_by_force(host, request.id))  # nobody will ever hear of it
+            raise
 
 
 def _create(host: Host, request: ApartRequest, stdio: Stdio) -> Container:

@@ -8,7 +8,7 @@ import time
 from runtime import state, terms, trace
 from runtime.cgroups import FS, create_cgroup, driver_of
 from runtime.container import Container
-from runtime.errors import InvalidState, ManorError, StageError, Unsupported
+from runtime.errors import CgroupError, InvalidState, ManorError, StageError, Unsupported
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import start_time
@@ -20,6 +20,7 @@ from runtime.operations.load import lock
 from runtime.operations.process_plan import (
     complete,
     lend_oom_score,
+    monotonic_offset_ns,
     plan_limits,
     plan_process,
     plan_terms,
@@ -140,12 +141,23 @@ def _bring_up(
         if launched is not None:
             yield from bury(launched.pid, launched.pidfd)
             launched.close()
-        yield from remove_cgroup(cgroup)
-        if plan.rootfs.on_host:
-            detach(plan.rootfs.root)
+        yield from _clear_away(cgroup, plan)
         raise told from error
     container.become(state.CREATED)
     return container
+
+
+def _clear_away(cgroup: Cgroup, plan: LandlordPlan) -> Operation[None]:
+    """After a failure, which is the one to tell: whatever else goes wrong, as much as can go is gone."""
+    try:
+        yield from remove_cgroup(cgroup)
+    except CgroupError:
+        pass
+    if plan.rootfs.on_host:
+        try:
+            detach(plan.rootfs.root)
+        except OSError:
+            pass
 
 
 def _plan_landlord(
@@ -173,6 +185,7 @@ def _plan_landlord(
         create_container_hooks=container_hooks(request, "createContainer", state.CREATING),
         start_container_hooks=container_hooks(request, "startContainer", state.CREATED),
         time_offsets=plan_time_offsets(spec),
+        monotonic_offset_ns=monotonic_offset_ns(spec),
         process=process,
         gate=gate,
         keyring=request.options.keyring,

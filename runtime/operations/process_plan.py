@@ -84,6 +84,12 @@ def plan_time_offsets(spec: Spec) -> str:
     return "".join(f"{clock} {offset.secs} {offset.nanosecs}\n" for clock, offset in offsets.items())
 
 
+def monotonic_offset_ns(spec: Spec) -> int:
+    """How far ahead the container's CLOCK_MONOTONIC will be."""
+    offset = (spec.linux.time_offsets or {}).get("monotonic")
+    return 0 if offset is None else offset.secs * 1_000_000_000 + offset.nanosecs
+
+
 class LimitsPlan(Record):
     """What stage 0 sets on a process from outside, before it loses the credentials that it takes."""
 

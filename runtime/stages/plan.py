@@ -74,6 +74,7 @@ class LandlordPlan(Record):
     domainname: str | None
     sysctls: tuple[SysctlWrite, ...]
     time_offsets: str
+    monotonic_offset_ns: int
     asks_host: bool
     process: ProcessPlan
     set_up_net_devices: Callable[[str], None] | None = None

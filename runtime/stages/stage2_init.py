@@ -11,6 +11,7 @@ import _socket
 import fcntl
 import os
 import struct
+import time
 
 from runtime.labels import make_session_keyring
 from runtime.linux import constants as c
@@ -127,7 +128,10 @@ def enter_late_namespaces(step: Step, plan: LandlordPlan) -> None:
     for join, fd in plan.joins:
         if join.kind & LATE_KINDS:
             step.begin(f"join {join.name} namespace", join.path)
+            before = time.monotonic_ns()
             enter(join, fd.fileno())
+            if join.kind == c.CLONE_NEWTIME:
+                step.timeline.set_ahead(time.monotonic_ns() - before)
     if plan.namespaces.new & c.CLONE_NEWCGROUP:
         # After the last cgroup join: its root is the cgroup that we are in at this moment.
         step.begin("unshare cgroup namespace")
@@ -138,6 +142,7 @@ def enter_late_namespaces(step: Step, plan: LandlordPlan) -> None:
             make_time_namespace(plan.time_offsets)
         with OwnedFd(os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)) as ours:
             setns(ours.fileno(), c.CLONE_NEWTIME)
+        step.timeline.set_ahead(plan.monotonic_offset_ns)
 
 
 def make_time_namespace(offsets: str) -> None:

@@ -7,6 +7,8 @@ leaves behind fails it.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -17,6 +19,8 @@ from tests.harness.containerd import Containerd
 from tests.harness.crictl import Crictl
 from tests.harness.paths import VENV
 from tests.harness.registry import BUSYBOX, Registry
+
+DEADLINE_S = 300
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -29,6 +33,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_signal_is_ignored() -> None:
+    """A shell's `&` leaves SIGINT ignored, nohup SIGHUP: whom we start would inherit that, and runc hands it on."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A generous deadline, so that one test that waits for ever does not keep all others from being run."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise TimeoutError(f"{request.node.nodeid} did not end within {DEADLINE_S} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(0 if "MANOR_CYCLES" in os.environ else DEADLINE_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 `python3 tests/harness/tools.py` brings a bare Debian machine with Python, Go and apt to where
 everything can be run, and does nothing the second time. Programs go to `<cache>/tools/<name>-<version>/`;
-Debian's containerd and docker-registry are only unpacked there, because installing them would
-start services. Libraries and small tools come by apt. Standard library only.
+Debian's containerd, docker-registry and podman are only unpacked there, because installing them
+would start services. Libraries and small tools come by apt. Standard library only.
 """
 
 from __future__ import annotations
@@ -46,9 +46,19 @@ PACKAGES = {
     "iptables": "/usr/sbin/iptables",
     "lz4": "/usr/bin/lz4",
     "qemu-system-x86": "/usr/bin/qemu-system-x86_64",
+    # Libraries of podman and conmon.
+    "libdevmapper1.02.1": "/usr/lib/*/libdevmapper.so.1.02.1",
+    "libglib2.0-0": "/usr/lib/*/libglib-2.0.so.0",
+    "libgpgme11": "/usr/lib/*/libgpgme.so.11",
+    "libsubid4": "/usr/lib/*/libsubid.so.4",
 }
 # Debian packages that are unpacked, not installed, unless the machine has them: package to program.
-UNPACKED = {"containerd": "usr/bin/containerd", "docker-registry": "usr/bin/docker-registry"}
+UNPACKED = {
+    "containerd": "usr/bin/containerd",
+    "docker-registry": "usr/bin/docker-registry",
+    "podman": "usr/bin/podman",
+    "conmon": "usr/bin/conmon",
+}
 
 
 class ToolError(Exception):

@@ -177,6 +177,13 @@ def rich_beside(pid: int) -> Change:
     return change
 
 
+def on_the_host(config: dict[str, Any]) -> None:
+    """No mount namespace of its own: what is mounted below the root is seen by all, and has to be taken away."""
+    linux = config["linux"]
+    linux["namespaces"] = [each for each in linux["namespaces"] if each["type"] != "mount"]
+    linux["maskedPaths"] = linux["readonlyPaths"] = []
+
+
 def mapped(config: dict[str, Any]) -> None:
     """A user namespace of its own, and a mount with ids of its own."""
     linux = config["linux"]

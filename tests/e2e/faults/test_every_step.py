@@ -31,6 +31,7 @@ from tests.e2e.faults.conftest import (
     in_user_namespace_of,
     joining,
     mapped,
+    on_the_host,
     remove,
     rich,
     rich_beside,
@@ -238,6 +239,10 @@ def test_neither_does_one_of_a_container_with_a_start_gate(walker: Walker, met: 
     if walker.runner.apart:
         pytest.skip("who creates apart starts it as well")
     met |= walker(rich, gate=True)
+
+
+def test_neither_does_one_of_a_container_without_a_mount_namespace(walker: Walker, met: set[Place]) -> None:
+    met |= walker(on_the_host)
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,11 @@ def held_at(runner: Runner, place: Place, act: Callable[[], object], look: Calla
         return look(found)
     finally:
         page[8] = 1
-        os.waitpid(pid, 0)
+        end = time.monotonic() + 20
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > end:
+                os.kill(pid, 9)
+            time.sleep(0.005)
 
 
 def descriptors(pid: int) -> list[str]:

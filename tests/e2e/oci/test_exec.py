@@ -226,6 +226,15 @@ def test_a_pid_file_has_the_pid_outside(oci: Oci) -> None:
     assert os.listdir(place) == ["pid.txt"]
 
 
+def test_without_its_pid_file_it_is_ended(oci: Oci) -> None:
+    name = oci.started()
+    lived = oci.directory / name / "rootfs/tmp/lived"
+    words = ("sh", "-c", "sleep 0.5; touch /tmp/lived")
+    assert oci("exec", "-d", "--pid-file", "/nonexistent/pid", name, *words).code == 255
+    time.sleep(1)
+    assert not lived.exists()
+
+
 def test_a_paused_container_is_refused(oci: Oci) -> None:
     name = oci.started()
     oci.ok("pause", name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -133,6 +135,25 @@ def test_the_streams_belong_to_the_user(oci: Oci) -> None:
             (bundle.rootfs / "dev" / name).symlink_to(f"/proc/self/fd/{number}")
     done = oci("run", "-b", bundle.path, "c", stdin=b"in\n")
     assert (done.code, done.stdout, done.stderr) == (0, "out\nin\n1000\n", "err\n")
+
+
+def test_the_streams_belong_to_the_root_of_a_user_namespace(oci: Oci) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["linux"]["namespaces"].append({"type": "user"})
+        for kind in ("uidMappings", "gidMappings"):
+            config["linux"][kind] = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+
+    bundle = oci.bundle("sh", "-c", "echo out > /proc/self/fd/1; cat /proc/self/fd/0", change=change)
+    with tempfile.TemporaryDirectory() as place:  # pytest's own may be entered by nobody else
+        os.chmod(place, 0o711)
+        rootfs = shutil.move(bundle.rootfs, f"{place}/rootfs")
+        for directory, directories, files in os.walk(rootfs):
+            for name in [".", *directories, *files]:
+                os.chown(Path(directory, name), 100000, 100000, follow_symlinks=False)
+        bundle.config["root"]["path"] = rootfs
+        bundle.write()
+        done = oci("run", "-b", bundle.path, "c", stdin=b"in\n")
+    assert (done.code, done.stdout) == (0, "out\nin\n"), done.stderr
 
 
 @pytest.mark.parametrize(

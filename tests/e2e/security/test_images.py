@@ -129,11 +129,12 @@ def test_nothing_of_a_booby_trapped_image_is_loaded(oci: Oci, tmp_path: Path) ->
         if verb == "create":  # its init waits, and strace with it
             with subprocess.Popen(command, **QUIET) as running:
                 _await(lambda: oci("state", name).stdout, '"status": "created"')
-                assert oci("start", name).returncode == 0
-                assert opened_inside(log.read_text()) == [], verb
-                assert "pivot_root" in log.read_text()
+                started = oci("start", name)
                 oci("delete", "--force", name)
                 running.wait(timeout=30)
+            assert started.returncode == 0
+            assert opened_inside(log.read_text()) == [], verb
+            assert "pivot_root" in log.read_text()
             oci.started(bundle)
             continue
         master, slave = os.openpty()

@@ -60,7 +60,7 @@ def test_ambient_is_raised_only_where_the_kernel_lets_it() -> None:
     got = plan(capabilities=Capabilities(names, names, ("CAP_KILL",), names, names))
     assert got.capabilities is not None
     assert got.capabilities.ambient == KILL
-    assert got.warnings == ("cannot raise ambient CAP_CHOWN: not permitted and inheritable",)
+    assert got.warnings == ("can't raise ambient capability CAP_CHOWN: not permitted and inheritable",)
 
 
 def test_effective_beyond_permitted_is_refused_by_name() -> None:

@@ -111,7 +111,7 @@ def test_hole_in_a_broader_rule_is_refused(rules: tuple[DeviceRule, ...]) -> Non
     "rule",
     [
         DeviceRule(allow=True, type="x"),
-        DeviceRule(allow=True, type="c", access="rwx"),
+        DeviceRule(allow=True, type="c", access="ax"),
         DeviceRule(allow=True, type="c", access=""),
         DeviceRule(allow=True, type="c", major=1 << 32),
         DeviceRule(allow=True, type="c", minor=-2),
@@ -120,6 +120,11 @@ def test_hole_in_a_broader_rule_is_refused(rules: tuple[DeviceRule, ...]) -> Non
 def test_rule_that_means_nothing_is_refused(rule: DeviceRule) -> None:
     with pytest.raises(ConfigError, match=r"linux\.resources\.devices\[1\]"):
         plan_devices((DENY_ALL, rule))
+
+
+def test_letters_that_mean_nothing_are_passed_over_as_by_runc() -> None:
+    policy = plan_devices((DENY_ALL, allow("c", 1, 11, "warx")))
+    assert dict(policy.exceptions)[DeviceKey("c", 1, 11)] == "rw"
 
 
 # ---- v1 ----------------------------------------------------------------------------------------
