@@ -118,7 +118,7 @@ class Terms(Record):
     with it. `hooks` are those still to be run: startContainer's (its being there), poststart and poststop.
     `listener` is the path and the metadata for the seccomp listener. `rdt` is the resctrl group that init is in,
     and whether it is ours to remove. `root_on_host` is its root where it has no mount namespace of its own, so that
-    its mounts are still there when it has ended.
+    its mounts are still there when it has ended. `keyring`: it has a session keyring, which tenants join.
     """
 
     namespaces: int
@@ -137,6 +137,7 @@ class Terms(Record):
     listener: tuple[str, str] | None = None
     rdt: tuple[str, bool] | None = None
     root_on_host: str = ""
+    keyring: bool = True
 
 
 class Container:

@@ -28,7 +28,7 @@ STOPPED = "stopped"
 # What may come after what (runtime.md, "Lifecycle"; paused is runc's).
 NEXT: dict[str, tuple[str, ...]] = {
     CREATING: (CREATED, STOPPED),
-    CREATED: (RUNNING, STOPPED),
+    CREATED: (RUNNING, PAUSED, STOPPED),
     RUNNING: (PAUSED, STOPPED),
     PAUSED: (RUNNING, STOPPED),
     STOPPED: (),

@@ -243,6 +243,7 @@ class Container:
 
     def pause(self) -> Steps[None]:
         """Freeze all processes. InvalidState unless running."""
+        self.runtime.require("pause", state.RUNNING)
         yield from self.init.mutex.acquire()
         self.pausing = True
         try:

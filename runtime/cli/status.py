@@ -21,12 +21,14 @@ def status_of(root: str, known: state.State) -> str:
         return state.CREATING if _is_locked(directory) else state.STOPPED
     if not state.is_alive(known.pid, known.start_time):
         return state.STOPPED
+    if is_frozen(known.cgroup_directories):
+        return state.PAUSED
     if (
         os.path.lexists(f"{directory}/{state.GATE}")
         or _read(f"/proc/{known.pid}/comm").strip() == _AT_THE_GATE
     ):
         return state.CREATED
-    return state.PAUSED if is_frozen(known.cgroup_directories) else state.RUNNING
+    return state.RUNNING
 
 
 def is_frozen(directories: tuple[tuple[str, str], ...]) -> bool:

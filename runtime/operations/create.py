@@ -70,7 +70,7 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
         for name in request.options.directories:
             os.mkdir(f"{directory}/{name}", 0o755)
         trace.passed("make state directory")
-        said = plan_terms(host, spec, namespaces)
+        said = replace(plan_terms(host, spec, namespaces), keyring=request.options.keyring)
         process = plan_process(spec.process, said, stdio, request.options.preserved_fds)
         gate = None
         if request.options.gate:

@@ -56,7 +56,7 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
             kinds=container.terms.namespaces,
             affinity=affinity,
             process=plan_process(request.process, container.terms, stdio, options.preserved_fds),
-            keyring=options.keyring,
+            keyring=options.keyring and container.terms.keyring,
         )
         timeline.mark("plan")
         launched = yield from _launch(container, request, plan, timeline)

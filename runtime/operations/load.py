@@ -101,13 +101,14 @@ def read_status(host: Host, known: state.State) -> str:
         return state.CREATING if is_locked(directory) else state.STOPPED
     if not state.is_alive(known.pid, known.start_time):
         return state.STOPPED
-    if os.path.lexists(f"{directory}/{state.GATE}") or _is_at_the_gate(known.pid):
-        return state.CREATED
     try:
         frozen = cgroup_of(host, known).frozen()
     except (ManorError, OSError):
         frozen = False  # no freezer here, or the cgroup is going
-    return state.PAUSED if frozen else state.RUNNING
+    if frozen:
+        return state.PAUSED
+    at_the_gate = os.path.lexists(f"{directory}/{state.GATE}") or _is_at_the_gate(known.pid)
+    return state.CREATED if at_the_gate else state.RUNNING
 
 
 def _is_at_the_gate(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""pause, resume and update: what changes a running container from outside."""
+"""pause, resume and update: what changes a container from outside."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ FREEZE_TIMEOUT_S = 10.0
 
 
 def pause(container: Container) -> Operation[None]:
-    """Freeze every process of the container; returns when the kernel says that it is done."""
-    container.require("pause", state.RUNNING)
+    """Freeze every process of the container; returns when the kernel says that it is done.
+
+    Or the init of one that is not started yet, which cannot be started then.
+    """
+    container.require("pause", state.CREATED, state.RUNNING)
     container.cgroup.freeze()
     try:
         yield from container.cgroup.wait_frozen(FREEZE_TIMEOUT_S)

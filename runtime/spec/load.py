@@ -149,8 +149,8 @@ _HOOKS = list_of(
 
 def _access(value: Any) -> str:
     made = filled(value)
-    if made.strip("rwm"):
-        raise Wrong(f"{shown(made)} is not made of r, w and m")
+    if not {"r", "w", "m"} & set(made):  # other letters mean nothing, as to runc
+        raise Wrong(f"{shown(made)} has none of r, w and m")
     return made
 
 

@@ -128,8 +128,11 @@ class Machine:
 
     def inventory(self) -> set[str]:
         """Everything that a container could leave behind."""
-        mounts = self.path("/proc/1/mountinfo").read_text().splitlines()
-        found = {f"mount {line.split()[4]}" for line in mounts} | set(self._processes())
+        lines = self.path("/proc/1/mountinfo").read_text().splitlines()
+        found = {f"mount {line.split()[4]}" for line in lines} | set(self._processes())
+        found.discard(
+            f"mount {HOME}/storage/overlay"
+        )  # podman's own: the storage driver's for as long as it works
         for top in instances.hierarchies():
             for below in (top / self.cgroup_parent[1:]).glob("libpod-*"):
                 found.add(f"cgroup {below}")

@@ -185,7 +185,7 @@ REFUSED = [
     ("linux.readonlyPaths.0", "", r"linux.readonlyPaths\[0\]: must not be empty"),
     ("linux.devices.0.major", 4096, r"linux.devices\[0\].major: out of range"),
     ("linux.devices.0.type", "x", r"linux.devices\[0\].type: 'x' is none of b, c, u, p"),
-    ("linux.resources.devices.0.access", "rx", r"linux.resources.devices\[0\].access: 'rx' is not made of"),
+    ("linux.resources.devices.0.access", "ax", r"linux.resources.devices\[0\].access: 'ax' has none of"),
     ("linux.resources.devices.0.access", "", r"linux.resources.devices\[0\].access: must not be empty"),
     ("linux.resources.devices.0.major", -2, r"linux.resources.devices\[0\].major: out of range"),
     (
