@@ -243,10 +243,10 @@ class Container:
 
     def pause(self) -> Steps[None]:
         """Freeze all processes. InvalidState unless running."""
-        self.runtime.require("pause", state.RUNNING)
         yield from self.init.mutex.acquire()
         self.pausing = True
         try:
+            self.runtime.require("pause", state.RUNNING)
             yield from operations.pause(self.runtime)
             if self._killed:  # meanwhile: frozen, it could not die
                 operations.resume(self.runtime)

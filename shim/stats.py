@@ -6,7 +6,7 @@ own tables; nothing is computed here. Which of the two messages it is follows th
 
 from __future__ import annotations
 
-from runtime.cgroups import stats_v2
+from runtime.cgroups import counters, stats_v2
 from shim.api import metrics_v1, metrics_v2
 from shim.api.message import MESSAGE, MESSAGES
 from shim.api.types import pack
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 def read(cgroup: Cgroup) -> types.Any:
     """What `cgroup` has used, in an Any of cgroups.v1.Metrics or cgroups.v2.Metrics."""
-    counters = cgroup.stats()
-    if isinstance(counters, stats_v2.Metrics):
-        return pack(convert(metrics_v2.Metrics, counters))
-    return pack(convert(metrics_v1.Metrics, counters))
+    counted = counters.read(cgroup)
+    if isinstance(counted, stats_v2.Metrics):
+        return pack(convert(metrics_v2.Metrics, counted))
+    return pack(convert(metrics_v1.Metrics, counted))
 
 
 def convert(kind: type[M], record: object) -> M:

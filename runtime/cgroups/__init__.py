@@ -7,11 +7,12 @@
     cgroup      Cgroup: one container's place in every hierarchy
     joining     Join, the way into it or into a cgroup below it
     driver      file system or systemd (pure)
-    freezer stats_v1 stats_v2     pausing; counters
+    freezer     pausing
     files       reading and writing the files of one cgroup
 
 Loaded by those alone who need them, and never from here:
 
+    counters    what a container uses (stats_v1, stats_v2)
     systemd     units over D-Bus (bus); unit_name, unit_properties and unit_annotations (pure) say what is asked for
     transient_cpuset              CPUs for a tenant that may not yet have its own
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import _signal
 import errno
 
-from runtime.cgroups import directories, limits, signals, stats_v1, stats_v2
+from runtime.cgroups import directories, limits, signals
 from runtime.cgroups.devices import plan_devices
 from runtime.cgroups.driver import FS, SYSTEMD
 from runtime.cgroups.files import parse_pairs, read_file
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from runtime.cgroups.writes import Write
     from runtime.spec.model import Resources
     from runtime.waiting import Operation, Wait
-
-    Stats = stats_v1.Metrics | stats_v2.Metrics
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -217,13 +215,6 @@ class Cgroup:
                 freezer.thaw()
 
     # ---- counters ------------------------------------------------------------------------------
-
-    def stats(self) -> Stats:
-        """What the container uses: `stats_v2.Metrics` on a unified machine, else `stats_v1.Metrics`. OSError."""
-        hierarchy = self.layout.unified
-        if hierarchy is not None and self.layout.mode == UNIFIED:
-            return stats_v2.read(self.paths[hierarchy.name])
-        return stats_v1.read(self.layout.places(self.path))
 
     def oom_kill_count(self) -> int:
         """How many processes of the container the OOM killer took; 0 where nobody counts."""

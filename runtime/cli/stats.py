@@ -6,7 +6,7 @@ cpuset files); the rest comes from there. Amounts of time are nanoseconds, sizes
 
 from __future__ import annotations
 
-from runtime.cgroups import stats_v1, stats_v2
+from runtime.cgroups import counters, stats_v1, stats_v2
 from runtime.cgroups.files import parse_pairs, read_file
 from runtime.record import as_dict
 
@@ -26,7 +26,7 @@ _MOST_CPUS = 1 << 16
 
 def stats_of(cgroup: Cgroup) -> dict[str, Any]:
     """The `data` of a "stats" event. OSError or CgroupError where the cgroup is gone."""
-    counted = cgroup.stats()
+    counted = counters.read(cgroup)
     if isinstance(counted, stats_v1.Metrics):
         made = _from_v1(counted, cgroup)
     else:

@@ -33,7 +33,7 @@ def resume(container: Container) -> None:
     """Thaw the container."""
     container.require("resume", state.PAUSED)
     container.cgroup.thaw()
-    container.become(state.RUNNING)
+    container.become(state.RUNNING if container.start_gate is None else state.CREATED)
 
 
 def update(container: Container, resources: Resources) -> Operation[None]:

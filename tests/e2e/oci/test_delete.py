@@ -42,10 +42,10 @@ def test_a_running_container_is_refused_and_runs_on(oci: Oci, paused: bool) -> N
     assert oci.state(name)["status"] == status
 
 
-@pytest.mark.parametrize("how", ["created", "running", "paused", "stopped"])
+@pytest.mark.parametrize("how", ["created", "created, paused", "running", "paused", "stopped"])
 def test_force_removes_whatever_it_is(oci: Oci, how: str) -> None:
-    name = oci.created() if how == "created" else oci.started()
-    if how == "paused":
+    name = oci.created() if how.startswith("created") else oci.started()
+    if how.endswith("paused"):
         oci.ok("pause", name)
     if how == "stopped":
         oci.ok("kill", name, "KILL")
