@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a script, before there is a package path
 from tests.harness import tools, venv
 from tests.harness.paths import CHECKOUT, VENV
 
-VM = CHECKOUT / "tests" / "vm" / "run.sh"
+VM = CHECKOUT / "tests" / "vm"
 
 
 class Part:
@@ -77,8 +77,9 @@ def e2e(part: Part) -> None:
 
 def vm(part: Part) -> None:
     """What needs another kernel configuration than this machine's, in a virtual machine."""
-    if VM.exists():
-        part.command(VM)
+    part.command(VM / "run.sh")  # unified
+    part.command(VM / "systemd.sh")  # unified, booted with systemd
+    part.command(VM / "systemd.sh", "-H")  # hybrid, booted with systemd
 
 
 PARTS: dict[str, Callable[[Part], None]] = {

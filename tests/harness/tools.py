@@ -45,6 +45,9 @@ PACKAGES = {
     "iproute2": "/usr/sbin/ip",
     "iptables": "/usr/sbin/iptables",
     "lz4": "/usr/bin/lz4",
+    "dbus": "/usr/bin/dbus-daemon",
+    "systemd": "/lib/systemd/systemd",
+    "uidmap": "/usr/bin/newuidmap",
     "qemu-system-x86": "/usr/bin/qemu-system-x86_64",
     # Libraries of podman and conmon.
     "libdevmapper1.02.1": "/usr/lib/*/libdevmapper.so.1.02.1",
