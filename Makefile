@@ -36,8 +36,8 @@ unit: venv  ## unit tests on every CPython of the machine; no root needed
 e2e: ready  ## end-to-end tests through two containerds; root needed
 	@$(PYTHON) tests/harness/check.py e2e
 
-soak: ready  ## 300 pod cycles (CYCLES=n) on each containerd
-	@MANOR_CYCLES=$(CYCLES) $(BIN)/python -m pytest tests/e2e/cycles -q
+soak: ready  ## the long checks: 300 pod cycles (CYCLES=n) on each containerd, 5,000 hostile configs (CASES=n)
+	@CYCLES=$(CYCLES) $(BIN)/python tests/harness/soak.py
 
 bench: ready  ## Manor beside runc, in one run (WORKS=exec.shim,pod.start … for some of it, QUICK=1 for a glance)
 	@$(BIN)/python -m benchmarks $(if $(WORKS),--works $(WORKS)) $(if $(QUICK),--quick)

@@ -150,7 +150,7 @@ class Runtime:
             raise NotFound("process already finished")
 
     def pause(self, made: SimpleNamespace) -> Generator[Any, Any, None]:
-        made.require("pause", state.RUNNING)
+        made.require("pause", state.CREATED, state.RUNNING)
         yield from self._step("pause")
         made.status = state.PAUSED
 
@@ -475,6 +475,14 @@ def test_pausing_is_seen_in_the_state_of_every_process(shim: Shim) -> None:
     shim.ask("Resume", task.ResumeRequest("c1"))
     assert shim.status() == types.STATUS_RUNNING
     assert shim.told()[-2:] == ["paused", "resumed"]
+
+
+def test_a_container_that_is_not_started_is_not_paused(shim: Shim) -> None:
+    """As containerd has it; the runtime itself would do it."""
+    shim.create()
+    with pytest.raises(InvalidState, match="cannot pause container c1 in created state"):
+        shim.ask("Pause", task.PauseRequest("c1"))
+    assert shim.status() == types.STATUS_CREATED
 
 
 def test_a_pause_that_fails_leaves_a_running_container(shim: Shim) -> None:
