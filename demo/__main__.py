@@ -126,7 +126,9 @@ class Demo:
         if not found:
             raise TimeoutError(f"no trace of {container} in {spans}")
         self.screen.output("\n".join(trace.waterfall(found[0])))
-        self.screen.note("every start and exec leaves such a trace: manor trace")
+        self.screen.note(
+            "every start and exec leaves such a trace; those of a node of yours are drawn by: manor trace"
+        )
 
     def _end(self, pod: str, web: str, visitor: str) -> None:
         self.screen.heading("Stop and remove")

@@ -11,7 +11,7 @@ import os
 import select
 import time
 
-from runtime.errors import ConfigError, ManorError, describe
+from runtime.errors import ManorError, describe
 from runtime.linux.fds import OwnedFd, pipe
 from runtime.spec.model import Hook
 from runtime.waiting import Claim, Exit, Readable
@@ -20,7 +20,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.spec.model import Hooks
     from runtime.waiting import Operation
 
     # Clone a child that keeps these descriptors alone and does this, which never returns: (pid, pidfd).
@@ -33,24 +32,6 @@ _MOST_OUTPUT = 16 * 1024  # of what a hook says, the end is kept
 
 class HookError(ManorError):
     """A hook failed; says which, how, and what it printed."""
-
-
-def check_hooks(hooks: Hooks) -> None:
-    """ConfigError unless every hook has an absolute path and a positive timeout, if any (config.md, "POSIX Hooks")."""
-    by_moment = (
-        hooks.prestart,
-        hooks.create_runtime,
-        hooks.create_container,
-        hooks.start_container,
-        hooks.poststart,
-        hooks.poststop,
-    )
-    for moment, listed in zip(MOMENTS, by_moment, strict=True):
-        for index, hook in enumerate(listed):
-            if not hook.path.startswith("/"):
-                raise ConfigError(f"hooks.{moment}[{index}].path", f"{hook.path!r} is not absolute")
-            if hook.timeout is not None and hook.timeout <= 0:
-                raise ConfigError(f"hooks.{moment}[{index}].timeout", f"{hook.timeout} is not above zero")
 
 
 def run(

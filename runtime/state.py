@@ -36,9 +36,10 @@ NEXT: dict[str, tuple[str, ...]] = {
 
 _ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+.-")
 _MAX_ID = 255
-_MAX_STATE = 1024 * 1024
+_MAX_STATE = 32 << 20  # a config may have 16 MiB, and its annotations are in here
 STATE_FILE = "state.json"
 GATE = "start.sock"
+_CGROUP_MADE = ".cgroup"
 
 
 class State(Record):
@@ -115,6 +116,18 @@ def _make_root(root: str) -> None:
             ) from error
 
 
+def note_cgroup(directory: str) -> None:
+    """Say that the cgroup of the container of `directory` was made for it: until then that path is somebody else's."""
+    os.close(
+        os.open(f"{directory}/{_CGROUP_MADE}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    )
+
+
+def has_cgroup(root: str, container_id: str) -> bool:
+    """Whether that was said."""
+    return os.path.lexists(f"{root}/{check_id(container_id)}/{_CGROUP_MADE}")
+
+
 def remove_directory(root: str, container_id: str) -> None:
     """Remove the container's directory, whatever is in it; fine if it is gone."""
     _remove(f"{root}/{check_id(container_id)}")
@@ -138,10 +151,13 @@ def save(directory: str, state: State) -> None:
 
     It is not synced: no container outlives a power cut, and the page cache outlives every process.
     """
+    content = dump(as_dict(state))
+    if len(content) > _MAX_STATE:  # nobody could read it, and the container could not be deleted
+        raise InvalidState(f"state of container {state.id} has {len(content)} bytes, more than {_MAX_STATE}")
     temporary = f"{directory}/.{STATE_FILE}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        data = memoryview(dump(as_dict(state)))
+        data = memoryview(content)
         while data:
             data = data[os.write(fd, data) :]
     except BaseException:
@@ -162,7 +178,7 @@ def load(root: str, container_id: str) -> State:
     except OSError as error:
         raise InvalidState(f"read {path}: {os.strerror(error.errno or 0)}") from error
     try:
-        data = os.read(fd, _MAX_STATE)
+        data = os.read(fd, min(os.fstat(fd).st_size, _MAX_STATE) + 1)
     except OSError as error:  # a directory in its place, say
         raise InvalidState(f"read {path}: {os.strerror(error.errno or 0)}") from error
     finally:

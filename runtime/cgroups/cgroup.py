@@ -301,7 +301,8 @@ def furnish(
     """
     made: list[str] = []
     try:
-        new = _make_directories(cgroup, made, {write.hierarchy: write.field for write in writes}, anywhere)
+        needed = {write.hierarchy: write.field for write in writes}
+        new = _make_directories(cgroup, made, needed, _dispensable(cgroup.layout, rootless, anywhere))
         layout, path = cgroup.layout, cgroup.path
         if not ours and not all(new):
             _refuse_used(cgroup)
@@ -321,7 +322,16 @@ def furnish(
         raise
 
 
-def _make_directories(cgroup: Cgroup, made: list[str], needed: dict[str, str], anywhere: bool) -> list[bool]:
+def _dispensable(layout: Layout, rootless: bool, anywhere: bool) -> tuple[str, ...]:
+    """Names of what we do without where we may not write: beside v1 controllers v2 limits nothing."""
+    if anywhere:
+        return tuple(each.name for each in layout.hierarchies)
+    return (UNIFIED,) if rootless and layout.mode != UNIFIED else ()
+
+
+def _make_directories(
+    cgroup: Cgroup, made: list[str], needed: dict[str, str], dispensable: tuple[str, ...]
+) -> list[bool]:
     """For each hierarchy whether the directory is new; `cgroup` forgets those that it can't and need not be in."""
     new: list[bool] = []
     kept = []
@@ -331,7 +341,8 @@ def _make_directories(cgroup: Cgroup, made: list[str], needed: dict[str, str], a
             kept.append(each)
         except CgroupError as error:
             cause = error.__cause__
-            if not anywhere or not isinstance(cause, OSError) or cause.errno not in _FORBIDDEN:
+            forbidden = isinstance(cause, OSError) and cause.errno in _FORBIDDEN
+            if each.name not in dispensable or not forbidden:
                 raise
             if each.name in needed:
                 raise CgroupError(f"{needed[each.name]}: {error}") from error

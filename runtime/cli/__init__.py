@@ -5,7 +5,11 @@
     verbs      which verb is in which module                  help       help texts, from the same tables
     logs       --log, and what is told on standard error      output     standard output, JSON in Go's layouts
     inspect    state, list        processes  ps               lifecycle  kill, delete, pause, resume
-    update  events  spec  features  create  start  run  exec  one verb each
+    update  events  spec  features  create  start  run  exec  explain  one verb each
+    host       the machine and the containers below the root  status  a container's, without loading operations
+    launch     what create and run share                      exec_process  what an exec is to run (pure)
+    foreground, relays, terminal, notify, handover            a process that has been started, and its caller
+    stats, oom_watch  for events                              explain_rootfs  for explain
     launcher   the program itself: starts all this fast
 
 A module of a verb is imported when that verb was typed. Nothing here is loaded by a shim.

@@ -373,7 +373,7 @@ def as_text(acts: list[Act]) -> str:
     lines = []
     for act in acts:
         lines.append(f"{act.stage:<6}{act.step}")
-        lines += [f"          {sentence(detail)}" for detail in act.details]
+        lines += [f"          {words}" for detail in act.details if (words := sentence(detail))]
     return "\n".join(lines) + "\n"
 
 

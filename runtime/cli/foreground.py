@@ -111,6 +111,8 @@ class Foreground:
                 proxy = None
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         self._reap(0, None)
+        if pid not in self._statuses:  # ended, but held by who traces it: nobody may make us wait for that
+            raise InvalidState(f"process {pid} has ended, and its exit status is kept from us by a tracer")
         code = os.waitstatus_to_exitcode(self._statuses[pid])
         return code if code >= 0 else 128 - code
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 from runtime import operations
 from runtime.cgroups import detect_layout
 from runtime.cli.settings import is_rootless
 from runtime.cli.verbs import late
 from runtime.container import open_host
+from runtime.errors import InvalidArgument, Unsupported
 from runtime.stages.clone import spawn_placeholder
 from runtime.waiting import run
 
@@ -21,7 +25,11 @@ FILTERS = "@seccomp"  # compiled ones, below the root; no container id has an @
 
 
 def host(settings: Globals) -> Host:
-    """A Host for the root directory of `settings`; it stays open for the life of the process."""
+    """A Host for the root directory of `settings`; it stays open for the life of the process.
+
+    InvalidArgument for a root that others may write to: what is in there names programs for us to run.
+    """
+    _check_root(settings.root)
     return open_host(
         settings.root,
         f"{settings.root}/{FILTERS}",
@@ -30,6 +38,15 @@ def host(settings: Globals) -> Host:
         lambda: _systemd(settings),
         is_rootless(settings),
     )
+
+
+def _check_root(path: str) -> None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return  # it is made with a mode of our own
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InvalidArgument(f"--root {path}: others than us may write to it")
 
 
 def container(call: Call) -> Container:
@@ -49,6 +66,10 @@ def sole(call: Call) -> tuple[OwnedFd, Container]:
 
 
 def _systemd(settings: Globals) -> Systemd:
-    """The way to systemd, loaded for who needs it: it brings a library of D-Bus with it."""
-    made: Systemd = late("runtime.cgroups.systemd").Systemd(spawn_placeholder, is_rootless(settings))
+    """The way to systemd, loaded for who needs it: it brings a library of D-Bus with it. Unsupported without that."""
+    try:
+        module = late("runtime.cgroups.systemd")
+    except ImportError as error:  # a node may have our packages alone
+        raise Unsupported("the systemd cgroup driver needs the Python package jeepney") from error
+    made: Systemd = module.Systemd(spawn_placeholder, is_rootless(settings))
     return made

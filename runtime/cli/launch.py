@@ -167,7 +167,7 @@ class Launch:
         self.bundle, pid_file = enter_bundle(call)
         spec = load_spec(read_config(self.bundle))
         check_terminal(call, spec.process, detach)
-        passed = passed_fds()
+        passed = check_preserved(0, passed_fds())  # else descriptors of ours would be kept in their place
         self.preserved = check_preserved(passed, call.options["preserve-fds"])
         if passed:
             told = (f"LISTEN_FDS={passed}", "LISTEN_PID=1")

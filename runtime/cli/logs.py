@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from runtime.cli.arguments import Globals
 
 ERROR, WARNING, INFO, DEBUG = "error", "warning", "info", "debug"
-FORMATS = ("text", "json")
 EXECUTE = "execute"  # the last step of a start
 
 # What logfmt writes without quotes.

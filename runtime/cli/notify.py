@@ -62,8 +62,13 @@ class Proxy:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             with OwnedFd(os.open(self._directory, flags)) as place:
-                made.bind(f"/proc/self/fd/{place.fileno()}/{_SOCKET}")
-            os.chmod(f"{self._directory}/{_SOCKET}", 0o777)  # noqa: S103 -- whatever user the program becomes
+                # Whatever user the program becomes. By the socket: its name may be another thing's by now.
+                os.fchmod(made.fileno(), 0o777)
+                before = os.umask(0)
+                try:
+                    made.bind(f"/proc/self/fd/{place.fileno()}/{_SOCKET}")
+                finally:
+                    os.umask(before)
         except FileNotFoundError:
             made.close()
             raise InvalidState(f"the container was created without {VARIABLE}") from None

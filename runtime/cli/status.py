@@ -10,8 +10,7 @@ import fcntl
 import os
 
 from runtime import state
-
-_AT_THE_GATE = b"manor:[2:INIT]"  # the name that a stage 2 has until its execve
+from runtime.linux import procstat
 
 
 def status_of(root: str, known: state.State) -> str:
@@ -23,10 +22,7 @@ def status_of(root: str, known: state.State) -> str:
         return state.STOPPED
     if is_frozen(known.cgroup_directories):
         return state.PAUSED
-    if (
-        os.path.lexists(f"{directory}/{state.GATE}")
-        or _read(f"/proc/{known.pid}/comm").strip() == _AT_THE_GATE
-    ):
+    if os.path.lexists(f"{directory}/{state.GATE}") or not _has_executed(known.pid):
         return state.CREATED
     return state.RUNNING
 
@@ -43,6 +39,13 @@ def is_frozen(directories: tuple[tuple[str, str], ...]) -> bool:
         if name == "unified":
             return b"frozen 1" in _read(f"{path}/cgroup.events").splitlines()
     return False
+
+
+def _has_executed(pid: int) -> bool:
+    try:
+        return procstat.has_executed(pid)
+    except OSError:
+        return True  # it has ended meanwhile
 
 
 def _is_locked(directory: str) -> bool:

@@ -33,20 +33,17 @@ def syscall_number(name: str) -> int:
     return _OLD_SYSCALLS[name][0 if _MACHINE == "x86_64" else 1]
 
 
-SYS_pidfd_send_signal = 424
 SYS_open_tree = 428
 SYS_move_mount = 429
 SYS_fsopen = 430
 SYS_fsconfig = 431
 SYS_fsmount = 432
-SYS_pidfd_open = 434
 SYS_clone3 = 435  # Linux 5.3
 SYS_close_range = 436  # Linux 5.9
 SYS_openat2 = 437  # Linux 5.6
 SYS_mount_setattr = 442  # Linux 5.12
 
 # sched.h
-CLONE_VM = 0x00000100
 CLONE_PIDFD = 0x00001000
 CLONE_PARENT = 0x00008000
 CLONE_NEWTIME = 0x00000080  # Linux 5.6
@@ -62,7 +59,6 @@ CLONE_INTO_CGROUP = 0x200000000  # Linux 5.7, clone3 only
 # prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
-PR_GET_DUMPABLE = 3
 PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_DROP = 24
@@ -71,7 +67,6 @@ PR_SET_MM_MAP = 14
 PR_SET_MM_MAP_SIZE = 15
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
-PR_GET_NO_NEW_PRIVS = 39
 PR_CAP_AMBIENT = 47
 
 # close_range.h
@@ -81,8 +76,6 @@ CLOSE_RANGE_CLOEXEC = 4  # Linux 5.11
 WALL = 0x40000000
 
 # magic.h
-CGROUP2_SUPER_MAGIC = 0x63677270
-CGROUP_SUPER_MAGIC = 0x27E0EB
 PROC_SUPER_MAGIC = 0x9FA0
 DEVPTS_SUPER_MAGIC = 0x1CD1
 TMPFS_MAGIC = 0x01021994

@@ -7,10 +7,11 @@ child out into the parent's code. Only `runtime/stages/clone.py` and the warden 
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 
 from runtime.linux import constants as c
-from runtime.linux.libc import c_int, c_size_t, c_uint, c_ulong, function, syscall
+from runtime.linux.libc import c_char_p, c_int, c_size_t, c_uint, c_ulong, function, syscall
 from runtime.linux.procstat import start_time as start_time  # noqa: PLC0414 -- of processes, and for their users
 
 TYPE_CHECKING = False
@@ -27,6 +28,7 @@ for _hook in (_before_fork, _after_fork_parent, _after_fork_child):
 
 _setns = function("setns", c_int, c_int, c_int)
 _unshare = function("unshare", c_int, c_int)
+_setdomainname = function("setdomainname", c_int, c_char_p, c_size_t)
 _prctl = function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 
 _CLONE_ARGS = struct.Struct("<11Q")  # struct clone_args up to cgroup: CLONE_ARGS_SIZE_VER2
@@ -98,6 +100,12 @@ def setns(fd: int, kinds: int) -> None:
 def unshare(kinds: int) -> None:
     """unshare(2): leave the shared namespaces of `kinds` for new ones."""
     _unshare(kinds)
+
+
+def setdomainname(name: str) -> None:
+    """setdomainname(2): the NIS domain name of our UTS namespace. /proc/sys would want root on the host."""
+    encoded = os.fsencode(name)
+    _setdomainname(encoded, len(encoded))
 
 
 def prctl(option: int, argument: int = 0, argument3: int = 0, argument4: int = 0, argument5: int = 0) -> int:

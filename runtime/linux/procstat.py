@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+_PF_FORKNOEXEC = 0x40  # linux/sched.h
+
 
 def start_time(pid: int) -> int:
     """When `pid` was started, in clock ticks after boot (proc_pid_stat(5)); FileNotFoundError when it is gone."""
@@ -16,6 +18,14 @@ def start_time(pid: int) -> int:
 def is_zombie(pid: int) -> bool:
     """True for a process that has ended and is not yet waited for; FileNotFoundError when it is gone."""
     return _stat_fields(pid)[0] in (b"Z", b"X")
+
+
+def has_executed(pid: int) -> bool:
+    """Whether `pid` has done an execve(2) since it was cloned; FileNotFoundError when it is gone.
+
+    A name would be the process's own to choose, this it can't take back.
+    """
+    return not int(_stat_fields(pid)[6]) & _PF_FORKNOEXEC
 
 
 def _stat_fields(pid: int) -> list[bytes]:

@@ -129,13 +129,16 @@ def _give_up(
 def _clean_up(host: Host, request: ApartRequest) -> Operation[None]:
     """Remove what a create left that could not do it itself: it was killed, or stuck.
 
-    Its directory is made before its cgroup: without one, a cgroup of that path is somebody else's.
+    Its directory is made before its cgroup: without one, a cgroup of that path is somebody else's. And so is one
+    that somebody is in before it was noted that it has been made.
     """
     if not os.path.isdir(f"{host.root}/{request.id}"):
         return
     try:
         spec = load_spec(read_config(request.bundle))
-        yield from remove_cgroup(open_cgroup(host.layout, spec.linux.cgroups_path or "", request.id))
+        cgroup = open_cgroup(host.layout, spec.linux.cgroups_path or "", request.id)
+        if state.has_cgroup(host.root, request.id) or not cgroup.holders(1):
+            yield from remove_cgroup(cgroup)
     except ManorError:
         pass  # the create's own failure is the one to tell
     state.remove_directory(host.root, request.id)

@@ -26,6 +26,8 @@ from runtime.operations.process_plan import (
     plan_terms,
     plan_time_offsets,
     set_limits,
+    set_scheduler,
+    untold,
 )
 from runtime.record import replace
 from runtime.rootfs import plan_rootfs
@@ -92,6 +94,7 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
         timeline.mark("plan")
         cgroup = yield from _make_cgroup(host, spec, request.id)
         undo.push(cgroup.try_delete)
+        state.note_cgroup(directory)
         timeline.mark("make cgroup")
         container = yield from _bring_up(host, request, plan, said, cgroup, attendance, timeline)
         container.marks = timeline.marks()
@@ -107,7 +110,7 @@ def _make_cgroup(host: Host, spec: Spec, container_id: str) -> Operation[Cgroup]
         return create_cgroup(host.layout, path, resources, container_id, rootless=host.rootless)
     if host.systemd is None:
         raise Unsupported(
-            f"linux.cgroupsPath {path!r} is for systemd, which this machine was not booted with"
+            f"linux.cgroupsPath {path!r} asks for the systemd cgroup driver, which is not available here"
         )
     return (yield from host.systemd().create(host.layout, path, resources, container_id, spec.annotations))
 
@@ -127,8 +130,12 @@ def _bring_up(
     try:
         side = _host_side(host, request, plan, said, attendance, timeline)
         launched = yield from _launch(host, request, plan, cgroup, side)
+        set_scheduler(plan_limits(request.spec.process), launched.pid)
         cgroup.settle()
-        launched.warnings += plan.process.credentials.warnings
+        launched.warnings += plan.process.credentials.warnings + untold(request.spec)
+        if host.systemd is not None and cgroup.unit:
+            refused = host.systemd().refused_annotations(request.spec.annotations or {})
+            launched.warnings += tuple(f"annotation {name}: this property is not allowed" for name in refused)
         if attendance.rdt is not None:
             said = replace(said, rdt=attendance.rdt)
         container = Container(host, request.id, request.bundle, launched, cgroup, said)

@@ -12,7 +12,14 @@ from runtime.container import Tenant
 from runtime.errors import CgroupError, ManorError, StageError
 from runtime.linux.process import start_time
 from runtime.operations.attend import notify
-from runtime.operations.process_plan import complete, lend_oom_score, plan_limits, plan_process, set_limits
+from runtime.operations.process_plan import (
+    complete,
+    lend_oom_score,
+    plan_limits,
+    plan_process,
+    set_limits,
+    set_scheduler,
+)
 from runtime.record import replace
 from runtime.stages.direct import BIND
 from runtime.stages.plan import TenantPlan
@@ -131,6 +138,7 @@ def _set_limits(container: Container, planned: LimitsPlan, pid: int) -> tuple[st
     """Limits of the tenant's own, and those of the resctrl group that its landlord is in."""
     if container.terms.rdt is not None:
         rdt.join(container.terms.rdt[0], pid)
+    set_scheduler(planned, pid)
     return set_limits(container.host, planned, pid)
 
 

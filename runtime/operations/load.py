@@ -14,6 +14,7 @@ from runtime import state, terms
 from runtime.cgroups import SYSTEMD, driver_of, open_cgroup, reopen
 from runtime.container import Container
 from runtime.errors import InvalidState, ManorError, NotFound
+from runtime.linux import procstat
 from runtime.linux.fds import OwnedFd
 from runtime.stages.channel import Channel
 from runtime.stages.stage0_parent import Launched
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 LOCK_TIMEOUT_S = 10.0
 _LOCK_RETRY_S = 0.005
-# What a stage 2 is called until its execve: how a container is known that is started by its maker.
-_AT_THE_GATE = "manor:[2:INIT]"
 
 
 def load(host: Host, container_id: str) -> Container:
@@ -67,8 +66,13 @@ def cgroup_of(host: Host, known: state.State) -> Cgroup:
         return reopen(host.layout, said, host.systemd)
     # It was to be made: what is known of its cgroup is what the config asked for.
     if host.systemd is not None and driver_of(known.cgroups_path, host.systemd_cgroup) == SYSTEMD:
-        return host.systemd().expected(host.layout, known.cgroups_path, known.id)
-    return open_cgroup(host.layout, known.cgroups_path, known.id)
+        cgroup = host.systemd().expected(host.layout, known.cgroups_path, known.id)
+    else:
+        cgroup = open_cgroup(host.layout, known.cgroups_path, known.id)
+    if not state.has_cgroup(host.root, known.id) and cgroup.holders(1):
+        cgroup = open_cgroup(host.layout, known.cgroups_path if not cgroup.unit else "", known.id)
+        cgroup.keep(())  # it had not come to that: whoever is in there is not ours to kill
+    return cgroup
 
 
 def _terms(known: state.State) -> Any:
@@ -113,8 +117,7 @@ def read_status(host: Host, known: state.State) -> str:
 
 def _is_at_the_gate(pid: int) -> bool:
     try:
-        with OwnedFd(os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)) as comm:
-            return os.read(comm.fileno(), 64).decode(errors="replace").strip() == _AT_THE_GATE
+        return not procstat.has_executed(pid)
     except OSError:
         return False
 

@@ -6,6 +6,7 @@ import os
 
 from runtime import limits, seccomp
 from runtime.affinity import ANNOTATION
+from runtime.cgroups.resources import ignored_fields
 from runtime.container import Terms
 from runtime.credentials import plan_credentials
 from runtime.labels import require_available
@@ -48,6 +49,13 @@ def plan_terms(host: Host, spec: Spec, namespaces: NamespacePlan) -> Terms:
         affinity=spec.process.exec_cpu_affinity,
         transition=(spec.annotations or {}).get(ANNOTATION),
     )
+
+
+def untold(spec: Spec) -> tuple[str, ...]:
+    """Warnings for what `spec` asks to no effect, as with runc: the kernel has none of it any more."""
+    personality = spec.linux.personality
+    flags = () if personality is None else limits.plan_personality(personality)[1]
+    return (*flags, *ignored_fields(spec.linux.resources))
 
 
 def plan_process(process: Process, terms: Terms, stdio: Stdio, preserved_fds: int = 0) -> ProcessPlan:
@@ -110,7 +118,10 @@ def plan_limits(process: Process) -> LimitsPlan:
 
 
 def set_limits(host: Host, plan: LimitsPlan, pid: int) -> tuple[str, ...]:
-    """Set `plan` on `pid`; warnings for what was lowered instead, where the host is told to degrade. LimitError."""
+    """Set `plan`, but for the scheduler, on `pid`. LimitError.
+
+    Warnings for what was lowered instead, where the host is told to degrade.
+    """
     warnings: tuple[str, ...] = ()
     if host.degrade:
         warnings = limits.apply_what_is_allowed(pid, plan.rlimits)
@@ -120,9 +131,13 @@ def set_limits(host: Host, plan: LimitsPlan, pid: int) -> tuple[str, ...]:
         limits.set_oom_score_adj(host.procfs.fileno(), pid, plan.oom_score_adj)
     if plan.io_priority is not None:
         limits.apply_io_priority(pid, plan.io_priority)
+    return warnings
+
+
+def set_scheduler(plan: LimitsPlan, pid: int) -> None:
+    """Set the scheduler of `plan` on `pid`, whose cgroups and CPUs a deadline scheduler does not let it change."""
     if plan.scheduler is not None:
         limits.apply_scheduler(pid, plan.scheduler)
-    return warnings
 
 
 def lend_oom_score(host: Host, plan: LimitsPlan) -> Callable[[], None]:

@@ -11,8 +11,10 @@ import errno
 import os
 
 from runtime.errors import MountError, describe
+from runtime.linux import constants as c
 from runtime.linux import mount as m
 from runtime.linux.fds import OwnedFd
+from runtime.linux.process import unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,6 +63,15 @@ def _pivot(root: Root) -> None:
         m.mount_setattr(old.fileno(), propagation=m.MS_SLAVE, recursive=True)
         os.fchdir(old.fileno())
         m.umount2(".", m.MNT_DETACH)
+    os.chdir("/")
+
+
+def pivot_copy() -> None:
+    """Make the working directory, which is a mount, all that is in a mount namespace of our own. OSError."""
+    unshare(c.CLONE_NEWNS)  # takes the working directory along; a descriptor would stay behind
+    m.mount_setattr(AT_FDCWD, path="/", propagation=m.MS_PRIVATE, recursive=True)
+    m.pivot_root(".", ".")
+    m.umount2(".", m.MNT_DETACH)
     os.chdir("/")
 
 

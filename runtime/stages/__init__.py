@@ -11,7 +11,8 @@ Three processes, one file each, as in runc and youki:
 
 `direct` does stage 1's work around a single clone where the caller is root and the user namespaces
 allow it: the same steps from the same functions. `plan` is what all of them are told before the clone.
-`messages` and `channel` carry the conversation:
+`clone` is the one place where any of them is forked, `program` the end that all have in common. `seal` and `graft`
+keep the interpreter out of containers' reach. `messages` and `channel` carry the conversation:
 
     main                                1:INTER                         2:INIT
      │ clone ────────────────────────────►│                                │
@@ -20,9 +21,10 @@ allow it: the same steps from the same functions. `plan` is what all of them are
      │                                    │ clone, CLONE_PARENT ──────────►│
      │ ◄─────────── InitPid ──────────────│ exit 0                         │
      │ ─ LimitsSet ───────────────────────────────────────────────────────►│
-     │ ◄──────────────────────────────────────────── HooksRequest ─────────│ (landlord with hooks)
-     │ ─ HooksDone ───────────────────────────────────────────────────────►│
-     │ ◄──────────────────────── Ready (marks; console, seccomp fds) ──────│
+     │ ◄──────────────────────────────────────────── HostRequest ──────────│ (hooks, devices, resctrl)
+     │ ─ HostDone ────────────────────────────────────────────────────────►│
+     │ ◄──────────────────────────────────────────── Listener (fd) ────────│ (seccomp notification)
+     │ ◄──────────────────────── Ready (marks; console) ───────────────────│
      │ ─ Start ───────────────────────────────────────────────────────────►│ (landlord only)
      │ ◄──────────────────────────────────── end of file ──────────────────│ execve closed it
 

@@ -3,18 +3,21 @@
 Whoever is born into that namespace is seen by everybody in it: /proc/PID/mountinfo has no ptrace check, and with
 CAP_SYS_PTRACE /proc/PID/root and /proc/PID/fd of a process that is not dumpable are open as well. So 1:INTER, which is
 not in it, makes the mounts and the pivot and lets go of all that is the host's; only then is init born. A procfs shows
-the PID namespace of the process that makes it. That one is made by a process of its own, which sees no more of the
-file system than the container's root, and was born by one that had let go of everything else.
+the PID namespace of the process that makes it. That one is made by a process of its own, born by one that had let go
+of everything else: the container's root is all that is in its mount namespace. A chroot(2) would not do, since who may
+trace it could send it back from there to the host's root.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
 from runtime.errors import StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import setns
+from runtime.rootfs.pivot import pivot_copy
 from runtime.stages.channel import channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.messages import Source
@@ -44,10 +47,20 @@ class InsideMaker:
 
     def __call__(self, root: Root, make: Callable[[], OwnedFd]) -> OwnedFd:
         """What `make` gives when called in the namespace. OSError with its failure."""
+        try:
+            return self._have_made(root, make, alone=True)
+        except OSError as error:
+            if error.errno != errno.EPERM:
+                raise
+            # In a user namespace the kernel asks for a procfs that is in sight already (mount_too_revealing). There
+            # nobody inside may trace a process that was executed outside and is not dumpable.
+            return self._have_made(root, make, alone=False)
+
+    def _have_made(self, root: Root, make: Callable[[], OwnedFd], alone: bool) -> OwnedFd:
         near, far = channel_pair("1:INTER", MAKER)
         keep = (self._namespace.fileno(), root.fileno())
         try:
-            pid, pidfd = clone_stage(MAKER, lambda _step: self._prepare(root, make, far), far, keep)
+            pid, pidfd = clone_stage(MAKER, lambda _step: self._prepare(root, make, alone, far), far, keep)
         finally:
             far.close()
         os.close(pidfd)
@@ -63,10 +76,13 @@ class InsideMaker:
             raise StageError("1:INTER", "read", f"message of {MAKER}", "a mount was expected")
         return fds[0]
 
-    def _prepare(self, root: Root, make: Callable[[], OwnedFd], main: Channel) -> None:
+    def _prepare(self, root: Root, make: Callable[[], OwnedFd], alone: bool, main: Channel) -> None:
         os.fchdir(root.fileno())
-        os.chroot(".")
         root.close()
+        if alone:
+            pivot_copy()
+        else:
+            os.chroot(".")
         with self._namespace as namespace:
             setns(namespace.fileno(), c.CLONE_NEWPID)
         pid, pidfd = clone_stage(MAKER, lambda _step: _make(make, main), main, ())

@@ -16,7 +16,7 @@ import time
 from runtime.labels import make_session_keyring
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
-from runtime.linux.process import setns, unshare
+from runtime.linux.process import setdomainname, setns, unshare
 from runtime.namespaces import enter
 from runtime.rootfs import apply_mounts, make_cwd, pivot_into, protect
 from runtime.stages.messages import HostDone, HostRequest, Start
@@ -166,7 +166,7 @@ def name_the_host(step: Step, plan: LandlordPlan) -> None:
         _socket.sethostname(plan.hostname)
     if plan.domainname is not None:
         step.begin("set domainname", plan.domainname)
-        write_file("/proc/sys/kernel/domainname", plan.domainname)
+        setdomainname(plan.domainname)
 
 
 def write_file(path: str, content: str) -> None:

@@ -45,6 +45,8 @@ PACKAGES = {
     "iproute2": "/usr/sbin/ip",
     "iptables": "/usr/sbin/iptables",
     "lz4": "/usr/bin/lz4",
+    "procps": "/usr/bin/ps",
+    "strace": "/usr/bin/strace",
     "dbus": "/usr/bin/dbus-daemon",
     "systemd": "/lib/systemd/systemd",
     "uidmap": "/usr/bin/newuidmap",

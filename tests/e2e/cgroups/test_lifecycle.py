@@ -128,8 +128,8 @@ def test_nest_deeper_than_a_path_can_be_is_removed(yard: Yard) -> None:
 
 def test_counters_count(yard: Yard) -> None:
     cgroup = yard.make(memory=Memory(limit=64 << 20), pids=Pids(limit=33))
-    yard.spawn(cgroup, "sh", "-c", BUSY)
-    time.sleep(0.2)
+    pid = yard.spawn(cgroup, "sh", "-c", BUSY)
+    until(lambda: cpu_time(pid) >= 10)  # of 10 ms
     found = counters.read(cgroup)
     assert found.pids is not None
     assert (found.pids.current, found.pids.limit) == (1, 33)

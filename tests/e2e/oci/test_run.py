@@ -82,38 +82,23 @@ def test_the_end_of_the_input_is_passed_on(oci: Oci) -> None:
 def test_a_reader_that_goes_ends_the_program_and_not_the_container_s_other_streams(oci: Oci) -> None:
     bundle = oci.bundle("sh", "-c", "yes; echo $? >&2; exit 3")
     (bundle.rootfs / "bin/yes").symlink_to("busybox")
-    running = subprocess.Popen(
-        oci.words("run", "-b", bundle.path, "c"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=oci.environment(),
-    )
+    running = oci.begin("run", "-b", bundle.path, "c")
     assert running.stdout is not None
     assert running.stdout.read(2) == b"y\n"
     running.stdout.close()
     assert running.wait(20) == 3
     assert running.stderr is not None
     assert running.stderr.read().split()[-1] in (b"1", b"141")
-    running.stderr.close()
 
 
 def test_a_stopped_reader_of_one_stream_does_not_stop_the_other(oci: Oci) -> None:
     bundle = oci.bundle("sh", "-c", "head -c 1000000 /dev/zero & echo here >&2; wait")
-    running = subprocess.Popen(
-        oci.words("run", "-b", bundle.path, "c"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=oci.environment(),
-    )
+    running = oci.begin("run", "-b", bundle.path, "c")
     assert running.stdout is not None
     assert running.stderr is not None
     assert running.stderr.readline() == b"here\n"
     assert len(running.stdout.read()) == 1000000
     assert running.wait(20) == 0
-    running.stdout.close()
-    running.stderr.close()
 
 
 def test_the_program_does_not_get_our_own_files(oci: Oci) -> None:

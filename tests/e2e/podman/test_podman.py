@@ -184,15 +184,6 @@ def test_a_user_namespace(podman: Podman) -> None:
     assert (done.code, done.stdout.split()) == (0, ["0", "0", "100000", "5000"]), done.stderr
 
 
-def test_copying_in_and_out(podman: Podman) -> None:
-    container = podman.started()
-    podman.machine.path("/mnt/file").write_text("content\n")
-    podman.ok("cp", "/mnt/file", f"{container}:/tmp/there")
-    assert podman.ok("exec", container, "cat", "/tmp/there") == "content\n"
-    podman.ok("cp", f"{container}:/tmp/there", "/mnt/back")
-    assert podman.machine.path("/mnt/back").read_text() == "content\n"
-
-
 def test_a_health_check_is_run_in_the_container(podman: Podman) -> None:
     container = podman.started("--health-cmd=test -e /tmp/well", "--health-interval=disable")
     assert podman("healthcheck", "run", container).code == 1

@@ -76,6 +76,15 @@ def test_what_is_not_in_its_ranges_it_cannot_be(scene: Scene) -> None:
     assert scene.ok("list", "--quiet") == ""
 
 
+def test_its_uts_namespace_has_the_names_that_are_asked_for(scene: Scene) -> None:
+    def named(config: dict[str, Any]) -> None:
+        config.update(hostname="host.test", domainname="domain.test")
+
+    files = ["/proc/sys/kernel/hostname", "/proc/sys/kernel/domainname"]
+    bundle = scene.bundle("cat", *files, change=named)
+    assert scene.ok("run", "--bundle", bundle.path, bundle.path.name).split() == ["host.test", "domain.test"]
+
+
 @pytest.mark.parametrize("score", [500, None])
 def test_limits_that_take_no_privilege_are_set(scene: Scene, score: int | None) -> None:
     def limited(config: dict[str, Any]) -> None:

@@ -1,3 +1,5 @@
+"""The default profile, compiled and in force."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""Which CPUs a process is put on, before and after it joins its cgroup: one decision, as a table."""
+
 from __future__ import annotations
 
 import os

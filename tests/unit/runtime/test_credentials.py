@@ -1,3 +1,5 @@
+"""Ids, groups, umask and capabilities: what is planned, and what a process then has."""
+
 from __future__ import annotations
 
 import errno

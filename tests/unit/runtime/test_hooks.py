@@ -1,3 +1,5 @@
+"""Hooks as processes: their state, environment, time and end."""
+
 from __future__ import annotations
 
 import os
@@ -7,9 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runtime import hooks
-from runtime.errors import ConfigError
 from runtime.hooks import HookError
-from runtime.spec.model import Hook, Hooks
+from runtime.spec.model import Hook
 from runtime.waiting import run
 
 if TYPE_CHECKING:
@@ -188,22 +189,6 @@ def test_a_hook_is_killed_when_nobody_waits_any_more(tmp_path: Path) -> None:
     operation.close()
     pid = claim.pid  # type: ignore[union-attr]
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == 9
-
-
-@pytest.mark.parametrize(
-    ("listed", "message"),
-    [
-        (Hooks(prestart=(Hook("hook"),)), r"hooks\.prestart\[0\]\.path: 'hook' is not absolute"),
-        (Hooks(poststop=(Hook("/a"), Hook(""))), r"hooks\.poststop\[1\]\.path: '' is not absolute"),
-        (
-            Hooks(create_runtime=(Hook("/a", timeout=0),)),
-            r"hooks\.createRuntime\[0\]\.timeout: 0 is not above zero",
-        ),
-    ],
-)
-def test_what_is_no_hook_is_refused(listed: Hooks, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        hooks.check_hooks(listed)
 
 
 def test_a_tool_is_run_the_same_way_with_nothing_of_ours() -> None:

@@ -1,3 +1,5 @@
+"""Security labels and keyrings: what a process is given, through a procfs that nobody can have prepared."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Rlimits, OOM score, scheduling, I/O priority, personality and memory policy of a process."""
+
 from __future__ import annotations
 
 import errno

@@ -1,3 +1,5 @@
+"""Which namespaces are joined and which are made, and when one clone is enough for them."""
+
 from __future__ import annotations
 
 import os

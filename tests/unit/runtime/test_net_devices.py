@@ -1,3 +1,5 @@
+"""Network devices moved between namespaces with all they had, and given back on failure."""
+
 from __future__ import annotations
 
 import os

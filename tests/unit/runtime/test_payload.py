@@ -1,3 +1,5 @@
+"""The working directory, the program and its environment, looked up in a root that is not to be trusted."""
+
 from __future__ import annotations
 
 import os
@@ -98,7 +100,7 @@ def make_huge(root: Path) -> None:
     (root / "etc").mkdir()
     with open(root / "etc" / "passwd", "wb") as stream:
         stream.write(b"root:x:0:0::/root:\n")
-        stream.truncate(4 << 30)
+        stream.truncate(1 << 40)
 
 
 def make_directory(root: Path) -> None:
@@ -117,7 +119,7 @@ def test_whatever_the_image_has_for_a_passwd_file_nothing_blocks(
 ) -> None:
     started = time.monotonic()
     assert in_root(make, lambda: payload._read_passwd().decode(), tmp_path) == ""
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
 
 
 @needs_user_namespaces

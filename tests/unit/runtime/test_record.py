@@ -1,3 +1,5 @@
+"""Records: built by position or name, compared, copied and never changed."""
+
 from __future__ import annotations
 
 from typing import ClassVar

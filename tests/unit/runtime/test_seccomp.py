@@ -1,3 +1,5 @@
+"""Profiles compiled by libseccomp, and what the kernel then lets a process do."""
+
 from __future__ import annotations
 
 import errno

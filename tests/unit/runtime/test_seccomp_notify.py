@@ -1,3 +1,5 @@
+"""The container process state and the listener on their way to a seccomp agent."""
+
 from __future__ import annotations
 
 import json

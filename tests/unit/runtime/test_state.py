@@ -1,3 +1,5 @@
+"""Ids, a container's directory and its state file: always whole, never somebody else's."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Terminals of a devpts that may be an attacker's, and their way to whoever asked for them."""
+
 from __future__ import annotations
 
 import fcntl

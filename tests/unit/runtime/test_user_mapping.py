@@ -1,3 +1,5 @@
+"""Uid and gid maps: what is written, by whom, and what a rootless caller may not ask for."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Operations driven with blocking calls: what each kind of wait gives, and time limits."""
+
 from __future__ import annotations
 
 import os

@@ -144,7 +144,7 @@ def test_one_slow_call_does_not_hold_up_another_on_the_same_connection(served: S
         slow = client.begin(SERVICE, "Wait", encode(WaitRequest()))
         started = time.monotonic()
         assert client.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
         served.loop.call_soon(served.service.event.set)
         os.write(served._woken, b"")
         client.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse)  # wakes the loop

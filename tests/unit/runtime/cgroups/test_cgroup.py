@@ -151,6 +151,16 @@ def test_rootless_container_has_cgroups_where_it_may(tmp_path: Path, monkeypatch
     assert list(reopen(layout, cgroup.describe()).paths) == ["pids"]
 
 
+def test_rootless_container_on_a_hybrid_machine_needs_no_v2_cgroup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = hybrid(tmp_path, "memory", "pids")
+    forbid(monkeypatch, "/unified/")
+    assert list(create_cgroup(layout, "/a/d", Resources(), "id", rootless=True).paths) == ["memory", "pids"]
+    with pytest.raises(CgroupError, match=f"make cgroup {tmp_path}/unified/.*: Permission denied"):
+        create_cgroup(layout, "/a/e", Resources(), "id")
+
+
 def test_rootless_container_may_have_none_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = hybrid(tmp_path, "memory")
     forbid(monkeypatch, str(tmp_path))

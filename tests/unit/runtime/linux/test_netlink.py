@@ -1,3 +1,5 @@
+"""Messages of rtnetlink(7), as bytes and to the kernel."""
+
 from __future__ import annotations
 
 import _socket

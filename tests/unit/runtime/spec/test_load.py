@@ -177,6 +177,7 @@ REFUSED = [
     ("mounts.3.destination", "", r"mounts\[3\].destination: must not be empty"),
     ("mounts.3.options", {"ro": True}, r"mounts\[3\].options: must be a list, not an object"),
     ("hooks.createRuntime.0.path", "hook", r"hooks.createRuntime\[0\].path: must be an absolute path"),
+    ("hooks.createRuntime.0.path", "", r"hooks.createRuntime\[0\].path: must not be empty"),
     ("hooks.createRuntime.0.timeout", 0, r"hooks.createRuntime\[0\].timeout: out of range"),
     ("linux.namespaces.0.type", "net", r"linux.namespaces\[0\].type: 'net' is none of"),
     ("linux.namespaces.0.type", "ipc", r"linux.namespaces\[1\].type: ipc appears twice"),

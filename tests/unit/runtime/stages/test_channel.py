@@ -1,3 +1,5 @@
+"""The channel between two stages: messages whole and in order, descriptors, failures."""
+
 from __future__ import annotations
 
 import os

@@ -1,3 +1,5 @@
+"""Stages as processes: what they inherit, how they end, and by which system call they are made."""
+
 from __future__ import annotations
 
 import errno

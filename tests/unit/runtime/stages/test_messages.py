@@ -1,3 +1,5 @@
+"""Messages as bytes and back, and bytes that are no message."""
+
 from __future__ import annotations
 
 import random
