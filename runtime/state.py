@@ -36,7 +36,7 @@ NEXT: dict[str, tuple[str, ...]] = {
 
 _ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+.-")
 _MAX_ID = 255
-_MAX_STATE = 32 << 20  # a config may have 16 MiB, and its annotations are in here
+_MAX_STATE = 32 << 20  # a config may have 4 MiB, and its annotations are in here, as often as need be
 STATE_FILE = "state.json"
 GATE = "start.sock"
 _CGROUP_MADE = ".cgroup"

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
 CREATOR = "0:CREATE"
 CREATE_TIMEOUT_S = 240.0  # more than all the waits of a create together
-_MAX_CONFIG = 16 << 20
+_MAX_CONFIG = 4 << 20  # more than a kubelet can ask for; what is parsed in less than a second, whatever it is
+_MAX_DESCRIPTION = 64 << 20
 
 
 class ApartRequest(Record):
@@ -224,7 +225,7 @@ def _adopt(host: Host, request: ApartRequest, message: Created, fds: list[OwnedF
     """The container that another process has made for us."""
     named = dict(zip(message.fds.split(), fds, strict=True))
     with named.pop("description") as description:
-        said = parse(os.pread(description.fileno(), _MAX_CONFIG, 0))
+        said = parse(os.pread(description.fileno(), _MAX_DESCRIPTION, 0))
     launched = Launched(message.pid, named.pop("pid"), Channel(named.pop("gate"), "2:INIT"))
     launched.console = named.pop("console", None)
     close_all(named.values())

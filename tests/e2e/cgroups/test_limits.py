@@ -286,7 +286,7 @@ def test_cgroup_in_use_is_not_given_to_a_second_container(yard: Yard) -> None:
 
 def test_frozen_cgroup_is_not_given_to_a_container(yard: Yard) -> None:
     yard.make("cold").freeze()
-    with pytest.raises(CgroupError, match="is frozen"):
+    with pytest.raises(CgroupError, match="unexpectedly frozen"):
         yard.make("cold")
 
 

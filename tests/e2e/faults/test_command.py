@@ -70,10 +70,12 @@ def test_a_step_that_is_none_is_answered_with_those_there_are(oci: Oci) -> None:
 
 
 def test_nobody_but_root_makes_anything_fail(oci: Oci) -> None:
-    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
+    # The interpreter may lie where nobody else may look.
+    may_look = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *may_look, "--")
     answer = oci("--fail-at", "main.plan", "list", before=as_nobody)
     assert answer.returncode != 0
-    assert "root only" in answer.stderr or "Permission denied" in answer.stderr
+    assert "root only" in answer.stderr
 
 
 def test_a_command_that_was_killed_in_a_delay_can_be_cleaned_up_after(oci: Oci) -> None:

@@ -14,9 +14,11 @@ from runtime.errors import ManorError, StageError
 from runtime.linux import constants as c
 from runtime.linux import mount as m
 from runtime.linux.process import unshare
+from runtime.operations import start
 from runtime.rootfs import apply_mounts, plan_rootfs
 from runtime.rootfs.on_host import detach
 from runtime.spec.load import load_spec
+from runtime.waiting import run
 from tests.e2e.rootfs.conftest import (
     NAMESPACES,
     bind,
@@ -27,6 +29,7 @@ from tests.e2e.rootfs.conftest import (
     without,
 )
 from tests.e2e.rootfs.test_mounts import comparable, shown_propagation
+from tests.e2e.runtime.conftest import Pipes
 from tests.unit.runtime.forked import in_child
 
 if TYPE_CHECKING:
@@ -206,14 +209,17 @@ def test_without_a_mount_namespace_there_is_a_change_of_root_and_mounts_below_it
         "sh", "-c", "readlink /proc/self/ns/mnt; ls / /dev; grep -c manor /proc/self/mountinfo"
     )
     on_host(bundle)
-    output = runner.run(bundle)
-    try:
-        assert output.stdout.split()[0] == os.readlink("/proc/self/ns/mnt")
-        assert "null" in output.stdout.split()
+    with Pipes() as pipes:
+        container = runner.create(bundle, pipes.stdio)
+        pipes.close_far_ends()
         assert {line.split()[4] for line in mount_lines()} >= {str(bundle.rootfs), f"{bundle.rootfs}/proc"}
-        assert shown_propagation() == before
-    finally:
-        detach(str(bundle.rootfs))
+        run(start(container))
+        output = pipes.collect(container.pid)
+    container.ended()
+    runner.delete(container)
+    assert output.stdout.split()[0] == os.readlink("/proc/self/ns/mnt")
+    assert "null" in output.stdout.split()
+    assert shown_propagation() == before
     assert [line for line in mount_lines() if str(bundle.rootfs) in line] == []
 
 

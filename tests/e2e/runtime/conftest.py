@@ -72,7 +72,7 @@ class Runner:
 
     def run(self, bundle: Bundle) -> Output:
         """Create, start, wait, delete; everything a container does in its life."""
-        with _Pipes() as pipes:
+        with Pipes() as pipes:
             container = self.create(bundle, pipes.stdio)
             pipes.close_far_ends()
             run(start(container))
@@ -82,7 +82,7 @@ class Runner:
         return output
 
     def exec(self, container: Container, *args: str, **changes: Any) -> Output:
-        with _Pipes() as pipes:
+        with Pipes() as pipes:
             tenant = self.exec_tenant(container, *args, stdio=pipes.stdio, **changes)
             pipes.close_far_ends()
             output = pipes.collect(tenant.pid)
@@ -120,7 +120,7 @@ def _json(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-class _Pipes:
+class Pipes:
     """Three pipes for a child's stdio."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class _Pipes:
         self.stdio = Stdio(self._stdin[0], self._stdout[1], self._stderr[1])
         self._open = [*self._stdin, *self._stdout, *self._stderr]
 
-    def __enter__(self) -> _Pipes:
+    def __enter__(self) -> Pipes:
         return self
 
     def __exit__(self, *_failure: object) -> None:
