@@ -29,7 +29,7 @@ from runtime.operations.delete import delete_by_force, remove_cgroup
 from runtime.operations.process_plan import complete
 from runtime.record import Record
 from runtime.spec.json import dump, parse
-from runtime.spec.load import load_spec
+from runtime.spec.load import MAX_CONFIG_BYTES, load_spec
 from runtime.stages.channel import Channel, ChannelClosed, channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.messages import Created
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 CREATOR = "0:CREATE"
 CREATE_TIMEOUT_S = 240.0  # more than all the waits of a create together
-_MAX_CONFIG = 4 << 20  # more than a kubelet can ask for; what is parsed in less than a second, whatever it is
 _MAX_DESCRIPTION = 64 << 20
 
 
@@ -199,8 +198,8 @@ def read_config(bundle: str) -> bytes:
             data = b""
             while part := os.read(fd.fileno(), 1 << 20):
                 data += part
-                if len(data) > _MAX_CONFIG:
-                    raise ConfigError("", f"{path} has more than {_MAX_CONFIG} bytes")
+                if len(data) > MAX_CONFIG_BYTES:
+                    raise ConfigError("", f"{path} has more than {MAX_CONFIG_BYTES} bytes")
     except OSError as error:
         raise ConfigError("", f"read {path}: {os.strerror(error.errno or 0)}") from error
     return data

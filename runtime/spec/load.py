@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     from runtime.spec.checks import Check
 
 
+# More than a kubelet can ask for, and little enough to be parsed in less than a second, whatever it is.
+MAX_CONFIG_BYTES = 4 << 20
+
+
 def load_spec(data: bytes) -> model.Spec:
     """The Spec in the text of a config.json; ConfigError names what is wrong and where."""
     spec: model.Spec = _load(data, _SPEC)
@@ -65,6 +69,8 @@ def load_resources(data: bytes) -> model.Resources:
 
 
 def _load(data: bytes, check: Check) -> Any:
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError("", f"it has {len(data)} bytes, more than {MAX_CONFIG_BYTES}")
     try:
         return check(parse(data))
     except JsonError as error:

@@ -327,6 +327,7 @@ def odd_files() -> Iterator[Case]:
     yield Case("64 MiB of zeros", bytes(64 << 20))
     yield Case("9 MiB list", b'{"ociVersion": "1.2.0", "mounts": [' + b"0," * (4 << 20) + b"0]}")
     yield Case("9 MiB of objects", b'{"mounts": [' + b"{}," * (3 << 20) + b"{}]}")
+    yield Case("3 MiB of objects", b'{"mounts": [' + b"{}," * (1 << 20) + b"{}]}")
     yield Case("9 MiB string", b'{"hostname": "' + b"\xc3\xa9" * (4 << 20) + b'"}')
     yield Case("a million keys", b"{" + b",".join(b'"%d":0' % each for each in range(700_000)) + b"}")
     yield Case("depth", b"[" * 100_000)
