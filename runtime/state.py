@@ -170,6 +170,35 @@ def save(directory: str, state: State) -> None:
 
 def load(root: str, container_id: str) -> State:
     """Read a container's state. NotFound without one; InvalidState when the file is not ours to understand."""
+    data = _read(root, container_id)
+    try:
+        return _from_json(parse(data))
+    except Exception as error:
+        raise InvalidState(f"state of container {container_id} is damaged: {error}") from error
+
+
+def salvage(root: str, container_id: str) -> State | None:
+    """What can be made out of a state that `load` refuses (another version wrote it, say): init, and its cgroups.
+
+    None where not even that can be told. NotFound without a state.
+    """
+    try:
+        value = parse(_read(root, container_id))
+        pid, started, path = value["pid"], value["start_time"], value["cgroups_path"]
+        directories = tuple((str(name), str(place)) for name, place in value["cgroup_directories"])
+        unit = value.get("unit", "")
+    except NotFound:
+        raise
+    except Exception:
+        return None
+    if any(type(number) is not int or number <= 0 for number in (pid, started)) or not directories:
+        return None
+    if any(type(text) is not str for text in (path, unit)):
+        return None
+    return State(container_id, "", pid, started, "", path, directories, 0, "", {}, "", unit=unit)
+
+
+def _read(root: str, container_id: str) -> bytes:
     path = f"{root}/{check_id(container_id)}/{STATE_FILE}"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -178,15 +207,11 @@ def load(root: str, container_id: str) -> State:
     except OSError as error:
         raise InvalidState(f"read {path}: {os.strerror(error.errno or 0)}") from error
     try:
-        data = os.read(fd, min(os.fstat(fd).st_size, _MAX_STATE) + 1)
+        return os.read(fd, min(os.fstat(fd).st_size, _MAX_STATE) + 1)
     except OSError as error:  # a directory in its place, say
         raise InvalidState(f"read {path}: {os.strerror(error.errno or 0)}") from error
     finally:
         os.close(fd)
-    try:
-        return _from_json(parse(data))
-    except Exception as error:
-        raise InvalidState(f"state of container {container_id} is damaged: {error}") from error
 
 
 def _from_json(value: Any) -> State:

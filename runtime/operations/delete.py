@@ -9,7 +9,7 @@ from runtime import rdt, state, trace
 from runtime.errors import CgroupError, InvalidState, NotFound
 from runtime.operations.attend import run_poststop
 from runtime.operations.kill import kill
-from runtime.operations.load import load
+from runtime.operations.load import cgroup_of, load, open_init
 from runtime.rootfs.on_host import detach
 from runtime.waiting import Readable, Sleep
 
@@ -59,8 +59,13 @@ def delete_by_force(host: Host, container_id: str) -> Operation[tuple[str, ...]]
         raise NotFound(f"container {container_id} does not exist")
     try:
         container = load(host, container_id)
-    except (InvalidState, NotFound) as error:
-        # Half made, or not readable: what is left of it is its directory. What cgroup it had nobody knows.
+    except NotFound as error:
+        state.remove_directory(host.root, container_id)  # half made: that is all there is
+        return (str(error),)
+    except InvalidState as error:
+        known = state.salvage(host.root, container_id)
+        if known is not None:
+            yield from _clear(host, known)
         state.remove_directory(host.root, container_id)
         return (str(error),)
     _end(container)
@@ -71,6 +76,19 @@ def delete_by_force(host: Host, container_id: str) -> Operation[tuple[str, ...]]
     container.ended()
     yield from delete(container)
     return container.warnings
+
+
+def _clear(host: Host, known: state.State) -> Operation[None]:
+    """End init and all that is in its cgroups, and remove those, by what could be made out of a damaged state."""
+    pidfd = open_init(known)
+    if pidfd is not None:
+        with pidfd:
+            _signal.pidfd_send_signal(pidfd.fileno(), _signal.SIGKILL)
+            try:
+                yield Readable(pidfd.fileno(), _END_TIMEOUT_S)
+            except TimeoutError:
+                pass  # stuck in the kernel: whether its cgroup goes will tell
+    yield from remove_cgroup(cgroup_of(host, known))
 
 
 def _end(container: Container) -> None:

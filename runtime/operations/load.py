@@ -39,7 +39,7 @@ def load(host: Host, container_id: str) -> Container:
     """
     known = state.load(host.root, container_id)
     status = read_status(host, known)
-    pidfd = _open_init(known) if status != state.STOPPED else None
+    pidfd = open_init(known) if status != state.STOPPED else None
     if pidfd is None:
         status, pidfd = state.STOPPED, OwnedFd(-1)
     try:
@@ -82,7 +82,7 @@ def _terms(known: state.State) -> Any:
         raise InvalidState(f"state of container {known.id} is damaged: terms: {error}") from error
 
 
-def _open_init(known: state.State) -> OwnedFd | None:
+def open_init(known: state.State) -> OwnedFd | None:
     """A pidfd of init, None if it is gone. Its start time is looked at behind the open: so it is that very process."""
     try:
         pidfd = OwnedFd(os.pidfd_open(known.pid))

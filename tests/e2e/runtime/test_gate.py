@@ -161,6 +161,23 @@ def test_force_removes_what_only_a_directory_is_left_of(runner: Runner) -> None:
         run(delete_by_force(runner.host, "half"))
 
 
+def test_force_ends_a_container_whose_state_another_version_wrote(runner: Runner) -> None:
+    name = made_by_another(runner, runner.bundle("sleep", "1000"))
+    container = loaded(runner, name)
+    run(start(container))
+    file = f"{container.directory()}/{state.STATE_FILE}"
+    with open(file) as stream:
+        known = json.load(stream)
+    known |= {"version": 99, "a new field": 1}
+    with open(file, "w") as stream:
+        json.dump(known, stream)
+    with pytest.raises(InvalidState, match="unknown version 99"):
+        load(runner.host, name)
+    run(delete_by_force(runner.host, name))
+    await_end(container)
+    assert container_ids(runner.host) == []
+
+
 def test_force_removes_a_container_whose_state_is_damaged(runner: Runner) -> None:
     directory = state.make_directory(runner.host.root, "odd", traversable=False)
     with open(f"{directory}/{state.STATE_FILE}", "w") as file:
