@@ -12,6 +12,7 @@ from runtime import state
 from runtime.errors import InvalidState
 from runtime.linux.fds import OwnedFd
 from runtime.record import Record
+from runtime.user_mapping import caller, groups_are_denied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Host(Record):
     /proc. With `degrade` a limit that may not be set (no CAP_SYS_RESOURCE) is lowered with a warning
     instead of failing the start. `systemd_cgroup` chooses the cgroup driver, None leaves it to the form of the
     cgroupsPath; `systemd` gives the way to systemd, and is called where that driver is used, only.
+    `setgroups_denied`: nobody that we start may set its groups.
     """
 
     root: str
@@ -44,6 +46,7 @@ class Host(Record):
     systemd_cgroup: bool | None = None
     systemd: Callable[[], Systemd] | None = None
     rootless: bool = False
+    setgroups_denied: bool = False
 
 
 def open_host(
@@ -56,7 +59,17 @@ def open_host(
 ) -> Host:
     """A Host for `root`; the caller owns its `procfs`."""
     procfs = OwnedFd(os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-    return Host(root, layout, seccomp_cache, procfs, False, systemd_cgroup, systemd, rootless)
+    return Host(
+        root,
+        layout,
+        seccomp_cache,
+        procfs,
+        False,
+        systemd_cgroup,
+        systemd,
+        rootless,
+        groups_are_denied(caller()),
+    )
 
 
 class CreateOptions(Record):

@@ -85,7 +85,7 @@ def make_plans(
     compiled = None if profile is None else seccomp.compile_profile(profile)  # not cached: nothing is written
     bare = replace(spec, linux=replace(spec.linux, seccomp=None))
     terms = replace(plan_terms(machine, bare, namespaces), filter=compiled)
-    process = plan_process(spec.process, terms, Stdio(0, 1, 2))
+    process = plan_process(machine, spec.process, terms, Stdio(0, 1, 2))
     rootfs = plan_rootfs(spec, bundle, machine.layout.view(), no_pivot)
     return Plans(
         machine,

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from runtime.cgroups import Cgroup
     from runtime.container import CreateRequest, Host, Terms
     from runtime.namespaces import NamespacePlan
+    from runtime.operations.process_plan import LimitsPlan
     from runtime.spec.model import Spec
     from runtime.stages.plan import ProcessPlan
     from runtime.stages.stage0_parent import Launched
@@ -73,7 +74,7 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
             os.mkdir(f"{directory}/{name}", 0o755)
         trace.passed("make state directory")
         said = replace(plan_terms(host, spec, namespaces), keyring=request.options.keyring)
-        process = plan_process(spec.process, said, stdio, request.options.preserved_fds)
+        process = plan_process(host, spec.process, said, stdio, request.options.preserved_fds)
         gate = None
         if request.options.gate:
             lent.append(
@@ -128,9 +129,10 @@ def _bring_up(
     kills_before = cgroup.oom_kill_count()
     launched: Launched | None = None
     try:
-        side = _host_side(host, request, plan, said, attendance, timeline)
-        launched = yield from _launch(host, request, plan, cgroup, side)
-        set_scheduler(plan_limits(request.spec.process), launched.pid)
+        limits = plan_limits(request.spec.process)
+        side = _host_side(host, request, plan, limits, said, attendance, timeline)
+        launched = yield from _launch(host, request, plan, limits, cgroup, side)
+        set_scheduler(limits, launched.pid)
         cgroup.settle()
         launched.warnings += plan.process.credentials.warnings + untold(request.spec)
         if host.systemd is not None and cgroup.unit:
@@ -205,12 +207,12 @@ def _host_side(
     host: Host,
     request: CreateRequest,
     plan: LandlordPlan,
+    limits: LimitsPlan,
     said: Terms,
     attendance: Attendance,
     timeline: Timeline,
 ) -> HostSide:
     mapping = plan.mapping
-    limits = plan_limits(request.spec.process)
     side = HostSide(
         timeline,
         set_limits=lambda pid: set_limits(host, limits, pid),
@@ -226,17 +228,15 @@ def _host_side(
 
 
 def _launch(
-    host: Host, request: CreateRequest, plan: LandlordPlan, cgroup: Cgroup, side: HostSide
+    host: Host, request: CreateRequest, plan: LandlordPlan, limits: LimitsPlan, cgroup: Cgroup, side: HostSide
 ) -> Operation[Launched]:
-    join = cgroup.open_join()
-    give_back = lend_oom_score(host, plan_limits(request.spec.process))
+    shape = request.shape or choose_shape(plan.namespaces)
+    give_back = lend_oom_score(host, limits)
     try:
-        shape = request.shape or choose_shape(plan.namespaces)
-        launched = yield from launch_landlord(plan, join, shape, side)
+        with cgroup.open_join() as join:
+            return (yield from launch_landlord(plan, join, shape, side))
     finally:
         give_back()
-        join.close()
-    return launched
 
 
 def _started(pid: int, container_id: str) -> int:

@@ -29,8 +29,10 @@ from runtime.waiting import Sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runtime.affinity import AffinityPlan
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups import Cgroup, Join
     from runtime.cgroups.transient_cpuset import TransientCpuset
     from runtime.container import Container, ExecRequest
     from runtime.linux.fds import OwnedFd
@@ -62,7 +64,9 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
             landlord_pidfd=container.pidfd.fileno(),
             kinds=container.terms.namespaces,
             affinity=affinity,
-            process=plan_process(request.process, container.terms, stdio, options.preserved_fds),
+            process=plan_process(
+                container.host, request.process, container.terms, stdio, options.preserved_fds
+            ),
             keyring=options.keyring and container.terms.keyring,
         )
         timeline.mark("plan")
@@ -93,28 +97,27 @@ def _launch(
     if request.options.ignore_paused:
         side.patience_s = None  # until somebody resumes the container
     policy = STRICT_POLICY if request.options.strict else LANDLORD_POLICY
-    join = cgroup.open_join(container.pid, dict(request.options.cgroup) or None, policy)
-    give_back = lend_oom_score(container.host, limits)
     shape = request.shape or choose_tenant_shape(plan.kinds)
-    landlord = (lambda: _landlord(container)) if join.may_fall_back else None
+    give_back = lend_oom_score(container.host, limits)
+    join: Join | None = None
     try:
+        join = cgroup.open_join(container.pid, dict(request.options.cgroup) or None, policy)
+        landlord = (lambda: _landlord(container)) if join.may_fall_back else None
         try:
             launched = yield from launch_tenant(plan, join, shape, side, landlord)
         except StageError as error:
             if (error.operation, error.number) != (BIND, errno.EINVAL):
                 raise
             way = _cpuset_for(cgroup, plan, error)
-            try:
-                launched = yield from launch_tenant(replace(plan, cpuset=way), join, shape, side, landlord)
-            finally:
-                yield from _remove(way)
+            launched = yield from _launch_by(way, plan, join, shape, side, landlord)
     except ManorError as error:
         if cgroup.oom_kill_count() > kills_before:
             raise StageError("", "", "", f"{error}: possibly OOM-killed", kind=error.kind) from error
         raise
     finally:
         give_back()
-        join.close()
+        if join is not None:
+            join.close()
     return launched
 
 
@@ -126,12 +129,40 @@ def _cpuset_for(cgroup: Cgroup, plan: TenantPlan, refused: StageError) -> Transi
         raise refused from error
 
 
-def _remove(way: TransientCpuset) -> Operation[None]:
+def _launch_by(
+    way: TransientCpuset,
+    plan: TenantPlan,
+    join: Join,
+    shape: str,
+    side: HostSide,
+    landlord: Callable[[], OwnedFd] | None,
+) -> Operation[Launched]:
+    """`launch_tenant` through the cpuset `way`, which is gone afterwards; what is in its way is a warning."""
+    try:
+        launched = yield from launch_tenant(replace(plan, cpuset=way), join, shape, side, landlord)
+    except GeneratorExit:
+        _try_remove(way)  # nobody drives us any more; else it goes with the container
+        raise
+    except BaseException:
+        yield from _remove(way)
+        raise
+    launched.warnings += yield from _remove(way)
+    return launched
+
+
+def _remove(way: TransientCpuset) -> Operation[tuple[str, ...]]:
     for _ in range(_REMOVALS):
-        if way.remove():
-            return
+        if _try_remove(way):
+            return ()
         yield Sleep(_REMOVAL_S)
-    raise CgroupError(f"remove cpuset {way.path}: a process stays in it")
+    return (f"cpuset {way.path} is left behind: a process stays in it",)
+
+
+def _try_remove(way: TransientCpuset) -> bool:
+    try:
+        return way.remove()
+    except CgroupError:
+        return False
 
 
 def _set_limits(container: Container, planned: LimitsPlan, pid: int) -> tuple[str, ...]:

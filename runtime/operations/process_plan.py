@@ -15,7 +15,7 @@ from runtime.linux.fds import OwnedFd
 from runtime.operations.attend import hooks_to_keep
 from runtime.record import Record, replace
 from runtime.stages.plan import ProcessPlan, Stdio
-from runtime.user_mapping import caller, groups_are_denied
+from runtime.user_mapping import caller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def untold(spec: Spec) -> tuple[str, ...]:
     return (*flags, *ignored_fields(spec.linux.resources))
 
 
-def plan_process(process: Process, terms: Terms, stdio: Stdio, preserved_fds: int = 0) -> ProcessPlan:
+def plan_process(
+    host: Host, process: Process, terms: Terms, stdio: Stdio, preserved_fds: int = 0
+) -> ProcessPlan:
     """Decide. ConfigError or Unsupported for what the process may not ask for.
 
     An exec that names no capabilities has its container's: with none at all it would keep those of the shim.
@@ -71,7 +73,7 @@ def plan_process(process: Process, terms: Terms, stdio: Stdio, preserved_fds: in
         env=process.env,
         cwd=process.cwd,
         credentials=plan_credentials(
-            process, container_umask=terms.umask, setgroups_denied=groups_are_denied(caller())
+            process, container_umask=terms.umask, setgroups_denied=host.setgroups_denied
         ),
         no_new_privileges=process.no_new_privileges,
         seccomp=terms.filter,
