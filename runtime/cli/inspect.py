@@ -11,8 +11,8 @@ import os
 from runtime import state
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.output import SPEC_VERSION, compact, indented, say
-from runtime.cli.status import status_of
 from runtime.errors import InvalidArgument, ManorError
+from runtime.status import status_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from runtime import state, terms
 from runtime.cgroups import SYSTEMD, driver_of, open_cgroup, reopen
 from runtime.container import Container
 from runtime.errors import InvalidState, ManorError, NotFound
-from runtime.linux import procstat
 from runtime.linux.fds import OwnedFd
 from runtime.stages.channel import Channel
 from runtime.stages.stage0_parent import Launched
+from runtime.status import status_of
 from runtime.waiting import Sleep
 
 TYPE_CHECKING = False
@@ -38,7 +38,7 @@ def load(host: Host, container_id: str) -> Container:
     NotFound without one; InvalidState for a state that is damaged, InvalidId.
     """
     known = state.load(host.root, container_id)
-    status = read_status(host, known)
+    status = status_of(host.root, known)
     pidfd = open_init(known) if status != state.STOPPED else None
     if pidfd is None:
         status, pidfd = state.STOPPED, OwnedFd(-1)
@@ -96,30 +96,6 @@ def open_init(known: state.State) -> OwnedFd | None:
         pidfd.close()
         return None
     return pidfd
-
-
-def read_status(host: Host, known: state.State) -> str:
-    """The status of a container by what can be seen of it (runtime.md, "State")."""
-    directory = f"{host.root}/{known.id}"
-    if not known.pid:
-        return state.CREATING if is_locked(directory) else state.STOPPED
-    if not state.is_alive(known.pid, known.start_time):
-        return state.STOPPED
-    try:
-        frozen = cgroup_of(host, known).frozen()
-    except (ManorError, OSError):
-        frozen = False  # no freezer here, or the cgroup is going
-    if frozen:
-        return state.PAUSED
-    at_the_gate = os.path.lexists(f"{directory}/{state.GATE}") or _is_at_the_gate(known.pid)
-    return state.CREATED if at_the_gate else state.RUNNING
-
-
-def _is_at_the_gate(pid: int) -> bool:
-    try:
-        return not procstat.has_executed(pid)
-    except OSError:
-        return False
 
 
 def container_ids(host: Host) -> list[str]:
@@ -189,12 +165,3 @@ def _is_still(path: str, fd: OwnedFd) -> bool:
     except OSError:
         return False
     return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
-
-
-def is_locked(directory: str) -> bool:
-    """Whether somebody is at work on the container of `directory` right now."""
-    try:
-        with OwnedFd(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
-            return not _try_lock(fd)
-    except OSError:
-        return False

@@ -37,7 +37,7 @@ FLOORS = (
         *("rootfs", "cgroups", "namespaces", "credentials", "seccomp", "seccomp_enosys", "labels", "limits"),
         *("affinity", "sysctls", "terminal", "hooks", "user_mapping", "rdt", "net_devices", "seccomp_notify"),
     ),
-    ("spec", "state"),
+    ("spec", "state", "status"),
     ("linux",),
     ("errors", "record", "waiting", "trace", "undo", "faults"),
 )

@@ -99,7 +99,7 @@ def test_a_question_loads_neither_operations_nor_ctypes(tmp_path: Path, words: l
     assert not loaded & (HEAVY | {"ctypes", "_ctypes", "_socket", "struct"})
     assert {each for each in loaded if each.startswith("runtime.")} == {
         *("runtime.cli", "runtime.cli.arguments", "runtime.cli.command", "runtime.cli.inspect"),
-        *("runtime.cli.logs", "runtime.cli.output", "runtime.cli.settings", "runtime.cli.status"),
+        *("runtime.cli.logs", "runtime.cli.output", "runtime.cli.settings", "runtime.status"),
         *("runtime.cli.verbs", "runtime.errors", "runtime.linux", "runtime.linux.procstat", "runtime.record"),
         *("runtime.spec", "runtime.spec.json", "runtime.state"),
     }

@@ -10,8 +10,8 @@ import pytest
 
 from runtime import state
 from runtime.cli.inspect import _table, _user
-from runtime.cli.status import is_frozen, status_of
 from runtime.linux.procstat import start_time
+from runtime.status import is_frozen, status_of
 
 
 def known(pid: int, **changes: object) -> state.State:

@@ -1,7 +1,6 @@
-"""A container's status from its state file, /proc and its freezer, without loading what an operation needs.
+"""A container's status from its state file, /proc and its freezer, for whoever did not make it.
 
-The rules are those of `runtime.operations.load.read_status`, which an operation goes by; a test holds the two
-together. Here the cgroups are the directories that the state file names.
+Light, as `state` and `list` need nothing else of the runtime: the cgroups are the directories that the state names.
 """
 
 from __future__ import annotations
