@@ -25,7 +25,7 @@ from runtime.container import Container, CreateRequest
 from runtime.errors import ConfigError, ManorError, StageError
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.operations.create import create
-from runtime.operations.delete import delete_by_force, remove_cgroup
+from runtime.operations.delete import delete, remove_cgroup
 from runtime.operations.process_plan import complete
 from runtime.record import Record
 from runtime.spec.json import dump, parse
@@ -156,6 +156,14 @@ def _be_creator(step: Step, host: Host, request: ApartRequest, stdio: Stdio, mai
     except ManorError as error:
         # It says all by itself: let it arrive as it is, with its kind.
         raise StageError("", "", "", str(error), 0, error.kind) from error
+    try:
+        _hand_over(container, main)
+    except BaseException:
+        run(delete(container))  # nobody will ever hear of it
+        raise
+
+
+def _hand_over(container: Container, main: Channel) -> None:
     gate = container.start_gate
     assert gate is not None
     named = {
@@ -165,13 +173,9 @@ def _be_creator(step: Step, host: Host, request: ApartRequest, stdio: Stdio, mai
     }
     given = {name: fd for name, fd in named.items() if fd is not None}
     with OwnedFd(os.memfd_create("created", os.MFD_CLOEXEC)) as description:
-        try:
-            os.write(description.fileno(), dump(_describe(container)))
-            fds = (description.fileno(), *given.values())
-            main.send(Created(container.pid, " ".join(("description", *given))), fds)
-        except BaseException:
-            run(delete_by_force(host, request.id))  # nobody will ever hear of it
-            raise
+        os.write(description.fileno(), dump(_describe(container)))
+        fds = (description.fileno(), *given.values())
+        main.send(Created(container.pid, " ".join(("description", *given))), fds)
 
 
 def _create(host: Host, request: ApartRequest, stdio: Stdio) -> Container:

@@ -21,7 +21,7 @@ from runtime.errors import (
     NotFound,
     StageError,
 )
-from runtime.operations import kill, start
+from runtime.operations import apart, kill, start
 from runtime.state import load
 from runtime.waiting import run
 
@@ -303,6 +303,18 @@ def test_the_mounts_of_a_container_in_the_hosts_mount_namespace_end_with_it(runn
     runner.stop(made)
     runner.delete(made)
     assert ours() == []
+
+
+def test_a_container_that_cannot_be_handed_over_is_gone(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_container: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    runner.apart = True
+    monkeypatch.setattr(apart, "_describe", fail)
+    with pytest.raises(StageError, match="0:CREATE: create container .*: Too many open files"):
+        runner.create(runner.bundle("sleep", "1000"))
 
 
 def test_an_init_that_the_oom_killer_took_says_so(runner: Runner) -> None:
