@@ -6,10 +6,12 @@ is nothing to run and it ends at once. Standard library only, because it makes t
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script, before there is a package path
@@ -32,19 +34,49 @@ class Part:
 
     def command(self, *arguments: object) -> None:
         """Run a command in the checkout and pass on what it prints; a failure is remembered."""
-        words = [str(argument) for argument in arguments]
-        print(f"\n$ {' '.join(words)}", flush=True)
-        running = subprocess.Popen(
-            words, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        running = _begin(arguments)
+        print(_told(arguments), flush=True)
         assert running.stdout is not None
         for raw in running.stdout:
-            line = raw.decode(errors="replace")
-            print(line, end="", flush=True)
-            if " in " in line and any(word in line for word in (" passed", " failed", " error")):
-                self.summaries.append(line.strip("= \n"))
+            self._line(raw)
         if running.wait() != 0:
             self.passed = False
+
+    def commands(self, together: list[list[object]]) -> None:
+        """Run commands side by side, as many as there are CPUs; what each prints comes as one piece."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for words, (code, output) in zip(together, pool.map(_whole, together), strict=True):
+                print(_told(words), flush=True)
+                for raw in output.splitlines(keepends=True):
+                    self._line(raw)
+                if code != 0:
+                    self.passed = False
+
+    def _line(self, raw: bytes) -> None:
+        line = raw.decode(errors="replace")
+        print(line, end="", flush=True)
+        if " in " in line and any(word in line for word in (" passed", " failed", " error")):
+            self.summaries.append(line.strip("= \n"))
+
+
+def _begin(words: Sequence[object]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [str(word) for word in words],
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def _whole(words: Sequence[object]) -> tuple[int, bytes]:
+    running = _begin(words)
+    output, _none = running.communicate()
+    return running.returncode, output
+
+
+def _told(words: Sequence[object]) -> str:
+    return f"\n$ {' '.join(map(str, words))}"
 
 
 def environment(_part: Part) -> None:
@@ -66,8 +98,8 @@ def lint(part: Part) -> None:
 
 def unit(part: Part) -> None:
     """The unit tests on every interpreter of the machine."""
-    for python in venv.unit_environments():
-        part.command(python, "-m", "pytest", "-q", "tests/unit")
+    interpreters = venv.unit_environments()
+    part.commands([[python, "-m", "pytest", "-q", "tests/unit"] for python in interpreters])
 
 
 def e2e(part: Part) -> None:

@@ -223,7 +223,7 @@ class Crictl:
         """The host pid of a container's init."""
         return int(self.json("inspect", container)["info"]["pid"])
 
-    def wait_for(self, container: str, state: str, timeout_s: float = 10) -> Any:
+    def wait_for(self, container: str, state: str, timeout_s: float = 60) -> Any:
         """Wait until a container is in a state ("CONTAINER_EXITED" …) and return its status."""
         deadline = time.monotonic() + timeout_s
         while True:

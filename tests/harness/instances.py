@@ -68,7 +68,7 @@ def spawn(
         )
 
 
-def stop(server: subprocess.Popen[bytes], timeout_s: float = 10) -> None:
+def stop(server: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
     """Ask a server to end; kill it if it does not."""
     if server.poll() is None:
         server.terminate()
@@ -176,7 +176,7 @@ class Instance:
 
     def _kill(self) -> None:
         """Kill its processes until none is left: one may fork while we look."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             alive = [found for found in self.processes() if found.state not in ("Z", "X")]
             if not alive:

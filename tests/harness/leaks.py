@@ -18,7 +18,7 @@ from tests.harness import cni, instances
 from tests.harness.containerd import Containerd
 from tests.harness.instances import Instance
 
-GRACE_S = 5.0
+GRACE_S = 30.0
 # Directories below containerd's root and state that have one entry per pod, container or task.
 KEPT_DIRECTORIES = (
     "state/io.containerd.runtime.v2.task/*",

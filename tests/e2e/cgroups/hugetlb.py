@@ -15,7 +15,7 @@ from pathlib import Path
 
 LOCK = Path("/run/lock/manor-tests-hugetlb.lock")
 PREFERRED = ("hugetlb", "pids", "memory")
-GRACE_S = 2.0
+GRACE_S = 30.0
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from runtime.errors import CgroupError
 from runtime.spec.model import DeviceRule, Memory, Pids, Resources
 from runtime.waiting import run
 from tests.e2e.cgroups.yard import Yard, until
+from tests.harness.waiting import catches
 
 BUSY = "while :; do :; done"
 FAMILY = "sleep 100 & sleep 100 & sh -c 'sleep 100 & wait' & wait"
@@ -72,8 +73,7 @@ def test_kill_outruns_a_container_that_forks(yard: Yard) -> None:
 def test_other_signals_reach_everybody_and_leave_a_pause_alone(yard: Yard) -> None:
     cgroup = yard.make()
     pid = yard.spawn(cgroup, "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.05; done")
-    until(lambda: Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"busybox"))
-    time.sleep(0.1)
+    until(lambda: catches(pid, signal.SIGTERM))
     run(cgroup.wait_frozen(5))
     cgroup.signal_all(signal.SIGTERM)
     assert cgroup.freezer().asked()

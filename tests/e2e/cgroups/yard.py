@@ -15,7 +15,7 @@ from runtime.linux.process import clone3
 from runtime.spec.model import Resources
 
 BUSYBOX = "/bin/busybox"
-GRACE_S = 5.0
+GRACE_S = 30.0
 
 
 @dataclass

@@ -25,7 +25,7 @@ from tests.harness.bundles import Bundle
 
 __all__ = ["Runner", "runner", "way"]
 
-GRACE_S = 5.0
+GRACE_S = 30.0
 PLACES = [(stage, step) for stage, steps in faults.STEPS.items() for step in steps]
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -64,7 +64,7 @@ class Watch:
             if (faults.STAGES.get(stage), step) != place:
                 return
             self._page[index] = 1
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not self._page[self._released] and time.monotonic() < deadline:
                 time.sleep(0.002)
 

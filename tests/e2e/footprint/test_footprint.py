@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from tests.e2e.conftest import Node
 from tests.harness import leaks, opens
 from tests.harness.crictl import Crictl
+from tests.harness.waiting import eventually
 
 # All anonymous memory, shared with the warden or not. 3.11 writes to what it only reads: `runtime/linux/sharing.py`.
 IDLE_ANONYMOUS_MB = 6.0 if sys.version_info >= (3, 12) else 6.5
@@ -62,8 +62,8 @@ def test_execs_add_nothing_to_an_idle_shim(node: Node, crictl: Crictl, pod: str,
     memory = anonymous_mb(shim)
     for number in range(20):
         crictl.execute(container, "sh", "-c", f"echo {number}; exit {number}", sync=True, check=False)
-    time.sleep(0.2)
-    assert held()[0] <= descriptors <= IDLE_DESCRIPTORS
+    assert descriptors <= IDLE_DESCRIPTORS
+    eventually(lambda: held()[0] <= descriptors)
     assert anonymous_mb(shim) <= memory + 0.3
 
 

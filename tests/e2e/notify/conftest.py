@@ -66,7 +66,7 @@ class Agent:
 
     def _take(self, connection: socket.socket) -> None:
         with connection:
-            connection.settimeout(10)
+            connection.settimeout(60)
             data, fds, _flags, _peer = socket.recv_fds(connection, 1 << 16, 4)
             while part := connection.recv(1 << 16):
                 data += part
@@ -99,7 +99,7 @@ class Agent:
 
     def await_states(self, count: int) -> list[dict[str, Any]]:
         """The states, when there are `count` of them."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(self.states) < count:
             assert time.monotonic() < deadline, f"{len(self.states)} states, not {count}"
             time.sleep(0.01)

@@ -23,7 +23,7 @@ from tests.harness import tools, venv
 from tests.harness.bundles import Bundle
 from tests.harness.paths import VENV
 
-GRACE_S = 5.0
+GRACE_S = 30.0
 MANOR, RUNC = "manor-oci", "runc"
 PARENT = "manor-oci-tests"  # of all cgroups made here
 _MESSAGE = re.compile(r'^time="[^"]*" level=error msg=(.*)$', re.MULTILINE)
@@ -185,7 +185,7 @@ class Oci:
         state: dict[str, Any] = json.loads(self.ok("state", name))
         return state
 
-    def await_status(self, name: str, status: str, timeout_s: float = 10) -> None:
+    def await_status(self, name: str, status: str, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while (found := self.state(name)["status"]) != status:
             assert time.monotonic() < deadline, f"{name} is {found}, not {status}"

@@ -43,7 +43,7 @@ class User:
     settings: list[Any]
     seen: bytes = b""
 
-    def read_until(self, text: bytes, timeout_s: float = 15) -> bytes:
+    def read_until(self, text: bytes, timeout_s: float = 60) -> bytes:
         deadline = time.monotonic() + timeout_s
         while text not in self.seen:
             left = deadline - time.monotonic()
@@ -62,7 +62,7 @@ class User:
 
     def wait(self) -> int:
         """The exit code; what is still written is read meanwhile."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"it does not end: {self.seen!r}"
             if select.select([self.master], [], [], 0.02)[0]:
@@ -265,14 +265,14 @@ def _listener(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen(1)
-        listener.settimeout(10)
+        listener.settimeout(60)
         yield listener
 
 
 def _receive(listener: socket.socket) -> tuple[bytes, int]:
     connection, _peer = listener.accept()
     with connection:
-        connection.settimeout(10)
+        connection.settimeout(60)
         data, ancillary, _flags, _address = connection.recvmsg(4096, socket.CMSG_SPACE(4))
     ((_level, kind, rights),) = ancillary
     assert kind == socket.SCM_RIGHTS

@@ -173,7 +173,7 @@ def test_a_create_that_is_killed_leaves_what_delete_can_remove(oci: Oci) -> None
     bundle.config["hooks"] = {"createRuntime": [{"path": str(hook)}]}
     bundle.write()
     running = oci.begin("create", "-b", bundle.path, "c")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not cgroup_directories(bundle.path.name):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -17,7 +17,7 @@ from tests.e2e.oci.conftest import Oci
 MIB = 1 << 20
 
 
-def read_event(running: subprocess.Popen[bytes], timeout_s: float = 15) -> dict[str, Any]:
+def read_event(running: subprocess.Popen[bytes], timeout_s: float = 60) -> dict[str, Any]:
     """The next line of a running `events`."""
     assert running.stdout is not None
     assert select.select([running.stdout], [], [], timeout_s)[0], "no event came"
@@ -63,7 +63,7 @@ def test_stats_follow_the_limits_and_the_load(oci: Oci) -> None:
         }
 
     name = oci.started("sh", "-c", "sleep 1000 & while :; do :; done", change=limited)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         data = json.loads(oci.ok("events", "--stats", name))["data"]
         if data["cpu"].get("throttling", {}).get("throttledPeriods", 0) > 1:
@@ -103,16 +103,16 @@ def test_events_come_at_the_interval_until_the_container_ends(oci: Oci) -> None:
     oci.ok("kill", name, "KILL")
     oci.await_status(name, "stopped")
     oci.ok("delete", name)
-    assert running.wait(15) == 0
+    assert running.wait(60) == 0
 
 
 @pytest.mark.manor_only("runc goes on until the cgroup is removed")
 def test_events_end_with_init(oci: Oci) -> None:
     name = oci.started()
-    running = oci.begin("events", "--interval", "60s", name)
-    time.sleep(0.3)
+    running = oci.begin("events", "--interval", "100ms", name)
+    read_event(running)
     oci.ok("kill", name, "KILL")
-    assert running.wait(15) == 0
+    assert running.wait(60) == 0
 
 
 def test_an_oom_kill_is_an_event(oci: Oci) -> None:
@@ -125,7 +125,7 @@ def test_an_oom_kill_is_an_event(oci: Oci) -> None:
     running = oci.begin("events", "--interval", "200ms", name)
     assert read_event(running)["type"] == "stats"  # it watches from before the first
     (oci.directory / name / "rootfs" / "go").touch()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while (event := read_event(running))["type"] == "stats":
         assert time.monotonic() < deadline, "no OOM event came"
     assert event == {"type": "oom", "id": name}

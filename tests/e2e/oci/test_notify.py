@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ from typing import Any
 import pytest
 
 from tests.e2e.oci.conftest import Oci, cgroup_directories
+from tests.harness.waiting import eventually
 
 # A program for the container, which has no other that can send datagrams: the host's Python, bound into it.
 _SAY = """
 import os, socket, sys, time
 print(os.environ["NOTIFY_SOCKET"], flush=True)
 for message in sys.argv[1:]:
-    if message.startswith("sleep"):
-        time.sleep(float(message[5:]))
+    if message.startswith("await "):
+        while not os.path.exists(message[6:]):
+            time.sleep(0.01)
         continue
     s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     s.connect(os.environ["NOTIFY_SOCKET"])
@@ -37,7 +38,7 @@ class Manager:
         self.path = path
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(path))
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
 
     def hear(self) -> tuple[str, list[int]]:
         data, ancillary, _flags, _address = self.socket.recvmsg(4096, socket.CMSG_SPACE(4 * 4))
@@ -86,31 +87,35 @@ def _told_ready(manager: Manager) -> str:
 
 
 def test_a_detached_run_waits_until_it_is_ready(oci: Oci, manager: Manager) -> None:
-    bundle = _talker(oci, "sleep0.5", "STATUS=soon", "READY=1", "sleep1000")
+    bundle = _talker(oci, "await /tmp/go", "STATUS=soon", "READY=1", "await /never")
     running = subprocess.Popen(
         oci.words("run", "-d", "-b", bundle, "c"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         env={**oci.environment(), "NOTIFY_SOCKET": str(manager.path)},
     )
-    time.sleep(0.3)
+    eventually(lambda: oci("state", "c").code == 0 and oci.state("c")["status"] == "running")
     assert running.poll() is None
+    (bundle / "rootfs/tmp/go").touch()
     pid = _told_ready(manager)
-    assert running.wait(20) == 0
+    assert running.wait(60) == 0
     assert pid == str(oci.state("c")["pid"])
 
 
 def test_a_start_waits_until_it_is_ready(oci: Oci, manager: Manager) -> None:
-    bundle = _talker(oci, "sleep0.3", "READY=1", "sleep1000")
+    bundle = _talker(oci, "await /tmp/go", "READY=1", "await /never")
     env = {"NOTIFY_SOCKET": str(manager.path)}
     oci.ok("create", "-b", bundle, "c", env=env)
     running = subprocess.Popen(oci.words("start", "c"), env={**oci.environment(), **env})
+    oci.await_status("c", "running")
+    assert running.poll() is None
+    (bundle / "rootfs/tmp/go").touch()
     assert _told_ready(manager) == str(oci.state("c")["pid"])
-    assert running.wait(20) == 0
+    assert running.wait(60) == 0
 
 
 def test_a_run_in_the_foreground_tells_its_own_pid_and_goes_on(oci: Oci, manager: Manager) -> None:
-    bundle = _talker(oci, "READY=1", "sleep0.5")
+    bundle = _talker(oci, "READY=1", "await /tmp/go")
     running = subprocess.Popen(
         oci.words("run", "-b", bundle, "c"),
         stdin=subprocess.DEVNULL,
@@ -118,7 +123,8 @@ def test_a_run_in_the_foreground_tells_its_own_pid_and_goes_on(oci: Oci, manager
         env={**oci.environment(), "NOTIFY_SOCKET": str(manager.path)},
     )
     assert _told_ready(manager) == str(running.pid)  # what the manager has to watch is the command
-    out, _err = running.communicate(timeout=20)
+    (bundle / "rootfs/tmp/go").touch()
+    out, _err = running.communicate(timeout=60)
     assert (running.returncode, out) == (0, b"/run/notify/notify.sock\n")
 
 
@@ -159,7 +165,7 @@ def test_an_abstract_socket_will_do(oci: Oci) -> None:
     name = f"manor-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as abstract:
         abstract.bind(f"\0{name}")
-        abstract.settimeout(20)
+        abstract.settimeout(60)
         bundle = _talker(oci, "READY=1", "sleep0.3")
         running = subprocess.Popen(
             oci.words("run", "-b", bundle, "c"),

@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.conftest import Node
 from tests.harness.crictl import Crictl, CrictlError
 from tests.harness.instances import hierarchies
+from tests.harness.waiting import eventually
 
 
 def environ(pid: int) -> list[str]:
@@ -97,16 +98,22 @@ def test_a_container_killed_by_a_signal_reports_128_and_the_signal(crictl: Crict
     assert crictl.wait_for(container, "CONTAINER_EXITED")["exitCode"] == 128 + signal.SIGKILL
 
 
+def _trapping(crictl: Crictl, pod: str, action: str) -> str:
+    """A container that has set a trap for SIGTERM."""
+    script = f"trap '{action}' TERM; echo set; while :; do sleep 0.1; done"
+    container = crictl.run_container(pod, ["sh", "-c", script])
+    eventually(lambda: crictl.run("logs", container).stdout == "set\n", "the trap")
+    return container
+
+
 def test_stop_lets_a_container_end_by_itself(crictl: Crictl, pod: str) -> None:
-    container = crictl.run_container(pod, ["sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done"])
-    time.sleep(0.3)
+    container = _trapping(crictl, pod, "exit 3")
     crictl.run("stop", "--timeout", "10", container)
     assert crictl.status(container)["exitCode"] == 3
 
 
 def test_stop_kills_a_container_that_does_not_listen(crictl: Crictl, pod: str) -> None:
-    container = crictl.run_container(pod, ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"])
-    time.sleep(0.3)
+    container = _trapping(crictl, pod, "")
     crictl.run("stop", "--timeout", "1", container)
     assert crictl.status(container)["exitCode"] == 137
 
@@ -239,7 +246,7 @@ def test_a_container_with_a_terminal_has_one(crictl: Crictl, pod: str) -> None:
     container = crictl.run_container(
         pod, ["sh", "-c", "tty; echo to-stderr >&2; sleep 1000"], tty=True, stdin=True
     )
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while "to-stderr" not in (logs := crictl.run("logs", container).stdout) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert "/dev/pts/0" in logs or "/dev/console" in logs

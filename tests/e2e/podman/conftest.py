@@ -28,7 +28,7 @@ from tests.harness.paths import VENV
 
 MANOR, RUNC = "manor-oci", "runc"
 IMAGE = "localhost/busybox"
-GRACE_S = 5.0
+GRACE_S = 30.0
 HOME = "/mnt"  # of podman and its storage, inside
 FIRST = """
 import os, signal

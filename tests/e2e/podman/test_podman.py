@@ -12,7 +12,7 @@ from tests.e2e.podman.conftest import IMAGE, Podman
 
 
 def _await(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, f"not within 15 s: {what}"
         time.sleep(0.05)
@@ -93,8 +93,15 @@ def test_paused_processes_stand_still(podman: Podman) -> None:
     container = podman.started(program=("sh", "-c", "while :; do echo .; sleep 0.02; done"))
     podman.ok("pause", container)
     assert podman.status(container) == "paused"
-    written = podman.ok("logs", container)
-    time.sleep(0.2)
+    written = ""
+
+    def settled() -> bool:  # conmon may have some of it still to write
+        nonlocal written
+        before, written = written, podman.ok("logs", container)
+        time.sleep(0.2)
+        return written == before
+
+    _await(settled, "output to end")
     assert podman.ok("logs", container) == written
     assert podman("exec", container, "true").code != 0
     podman.ok("unpause", container)

@@ -19,7 +19,7 @@ from runtime.stages.plan import DIRECT, STAGED, Stdio
 from runtime.waiting import run
 from tests.harness.bundles import Bundle
 
-GRACE_S = 5.0
+GRACE_S = 30.0
 
 
 @dataclass

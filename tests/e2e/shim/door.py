@@ -34,7 +34,7 @@ NAMESPACE = "test"
 TIMEOUT_S = 20
 
 
-def eventually(condition: Callable[[], object], limit_s: float = 10) -> None:
+def eventually(condition: Callable[[], object], limit_s: float = 60) -> None:
     """Wait until `condition` holds."""
     deadline = time.monotonic() + limit_s
     while not condition():

@@ -268,10 +268,12 @@ def test_a_shim_does_nothing_while_nothing_happens(running: Door) -> None:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
 
-    time.sleep(0.2)
-    before = sleeps()
-    time.sleep(1)
-    assert sleeps() == before
+    for _second in range(5):  # it may still have had something to do in the first of them
+        before = sleeps()
+        time.sleep(1)
+        if sleeps() == before:
+            return
+    pytest.fail("it never slept for a second")
 
 
 def test_a_thousand_execs_cost_a_shim_no_descriptor_and_hardly_any_memory(running: Door) -> None:

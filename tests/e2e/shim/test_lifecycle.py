@@ -20,6 +20,7 @@ from shim.ttrpc.client import Client
 from shim.ttrpc.status import RpcError
 from tests.e2e.shim.door import Calls, Door, eventually, overlay
 from tests.harness.bundles import make_rootfs
+from tests.harness.waiting import catches
 
 
 def clear(root: Path) -> None:
@@ -328,8 +329,8 @@ def test_a_deadline_ends_a_call_and_undoes_what_it_began(running: Door) -> None:
 
 
 def test_signals_reach_the_process(door: Door) -> None:
-    door.run("c1", ["sh", "-c", "trap 'exit 5' USR1; while true; do sleep 0.05; done"])
-    time.sleep(0.2)
+    init = door.run("c1", ["sh", "-c", "trap 'exit 5' USR1; while true; do sleep 0.05; done"])
+    eventually(lambda: catches(init, signal.SIGUSR1))
     door.kill("c1", signal.SIGUSR1)
     assert door.wait("c1") == 5
     with pytest.raises(RpcError, match="process already finished") as failure:

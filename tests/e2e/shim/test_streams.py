@@ -57,7 +57,7 @@ class Client:
         for thread in self._threads:
             thread.start()
 
-    def wait_for_the_end(self, limit_s: float = 10) -> None:
+    def wait_for_the_end(self, limit_s: float = 60) -> None:
         deadline = time.monotonic() + limit_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

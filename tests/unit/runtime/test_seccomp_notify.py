@@ -94,7 +94,7 @@ def test_a_message_larger_than_the_sockets_buffer_comes_whole_and_the_listener_o
     reader.start()
     with open("/dev/null", "rb") as listener:
         run(send(path_of(agent), message, listener.fileno()))
-    reader.join(20)
+    reader.join(60)
     data, fds, rest = got[0]
     assert len(data) + len(rest) == len(message)
     assert len(fds) == 1

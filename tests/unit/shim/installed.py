@@ -179,7 +179,7 @@ def parent(pid: int) -> int:
         return 0
 
 
-def wait_for(condition: Any, timeout_s: float = 5) -> None:
+def wait_for(condition: Any, timeout_s: float = 60) -> None:
     """Wait until `condition()` is true; fail if it does not become so."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -10,7 +10,7 @@ from shim.loop import Loop
 from shim.tasks import spawn
 
 
-def turn_until(loop: Loop, condition: Callable[[], object], limit_s: float = 5) -> None:
+def turn_until(loop: Loop, condition: Callable[[], object], limit_s: float = 60) -> None:
     """Take turns until `condition` holds; fails after `limit_s`."""
     deadline = time.monotonic() + limit_s
     while not condition():
@@ -26,7 +26,7 @@ def settle(loop: Loop, seconds: float = 0.05) -> None:
     turn_until(loop, lambda: time.monotonic() >= deadline)
 
 
-def drive(loop: Loop, generator: Generator[Any, Any, Any], limit_s: float = 5) -> Any:
+def drive(loop: Loop, generator: Generator[Any, Any, Any], limit_s: float = 60) -> Any:
     """Run the loop until `generator` has ended; its result, or its failure raised."""
     ended: list[tuple[Any, Exception | None]] = []
     spawn(loop, generator, lambda value, failure: ended.append((value, failure)))

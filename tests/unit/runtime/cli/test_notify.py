@@ -18,7 +18,7 @@ from tests.harness.bundles import Bundle, default_config
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
         made.bind(str(tmp_path / "manager"))
-        made.settimeout(5)
+        made.settimeout(60)
         yield made
 
 
