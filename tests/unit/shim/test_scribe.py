@@ -352,7 +352,8 @@ def test_spans_go_to_a_collector_under_the_callers_trace(
             pass
 
     with HTTPServer(("127.0.0.1", 0), Collector) as server:
-        threading.Thread(target=server.serve_forever).start()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
         endpoint = f"http://127.0.0.1:{server.server_port}"
         process = running(
             OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
@@ -368,6 +369,7 @@ def test_spans_go_to_a_collector_under_the_callers_trace(
         process.terminate()
         assert process.wait(30) == 0
         server.shutdown()
+        thread.join()
     (resource,) = messages.ExportTraceServiceRequest.FromString(bodies[0]).resource_spans
     attributes = {item.key: item.value.string_value for item in resource.resource.attributes}
     assert (attributes["service.name"], attributes["k8s.node.name"]) == ("manor", "n1")

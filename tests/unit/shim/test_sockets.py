@@ -65,8 +65,10 @@ def test_a_shim_that_dies_with_its_socket_still_open_is_not_taken_for_alive(tmp_
     path = str(tmp_path / "socket")
     dying = sockets.listen(path)
     assert dying is not None
-    threading.Timer(0.1, dying.close).start()
+    timer = threading.Timer(0.1, dying.close)
+    timer.start()
     assert not sockets.is_served(path)
+    timer.join()
 
 
 def test_a_shim_that_is_stopped_is_found_and_left_alone(tmp_path: Path, impatient: None) -> None:

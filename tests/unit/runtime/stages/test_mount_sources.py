@@ -25,6 +25,7 @@ def hosts() -> Iterator[Callable[[Script], HostsSources]]:
     """Makes init's side, with an opener at the other end that does what the test says."""
     near, far = channel_pair("main", "2:INIT")
     made: list[HostsSources] = []
+    threads: list[threading.Thread] = []
 
     def make(script: Script) -> HostsSources:
         def serve() -> None:
@@ -34,13 +35,16 @@ def hosts() -> Iterator[Callable[[Script], HostsSources]]:
             script(channel)
             channel.close()
 
-        threading.Thread(target=serve, daemon=True).start()
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
         made.append(HostsSources(far))
         return made[0]
 
     yield make
     for each in made:
         each.close()
+    for thread in threads:  # whoever clones a process next must be the only thread
+        thread.join()
     near.close()
     far.close()
 
