@@ -43,6 +43,8 @@ class Row:
     peer_p90: float
     runs: int
     metric: str = "p50"
+    p99: float | None = None
+    peer_p99: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -66,6 +68,8 @@ class Row:
             "runs": self.runs,
             "p90": rounded(self.p90),
             "peer_p90": rounded(self.peer_p90),
+            "p99": rounded(self.p99),
+            "peer_p99": rounded(self.peer_p99),
         }
 
 
@@ -82,6 +86,8 @@ def rows(work: str, unit: str, samples: Mapping[str, Sequence[float]]) -> list[R
             p90=None if own is None else percentile(own, 90),
             peer_p90=percentile(values, 90),
             runs=min(len(values), len(own)) if own else len(values),
+            p99=None if own is None else percentile(own, 99),
+            peer_p99=percentile(values, 99),
         )
         for peer, values in samples.items()
         if peer != "manor" and values

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.measure import Row
 
 LATEST = Path(__file__).parent / "latest.json"
-HEADER = ("work", "unit", "peer", "manor p50", "peer p50", "ratio", "manor p90", "peer p90", "runs")
+HEADER = ("work", "unit", "peer", "manor p50", "peer p50", "ratio", "manor p99", "peer p99", "runs")
 
 
 def _number(value: float | None) -> str:
@@ -21,7 +21,7 @@ def table(rows: Sequence[Row]) -> list[str]:
     lines = [
         (
             *(row.work, row.unit, row.peer, _number(row.manor), _number(row.peer_value)),
-            *("-" if row.ratio is None else f"{row.ratio:.3f}", _number(row.p90), _number(row.peer_p90)),
+            *("-" if row.ratio is None else f"{row.ratio:.3f}", _number(row.p99), _number(row.peer_p99)),
             str(row.runs),
         )
         for row in rows

@@ -7,6 +7,7 @@ bundles and root filesystems; what they make they also remove.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import subprocess
 import tarfile
@@ -33,7 +34,7 @@ class Side:
         self.stage = stage
         self.handler = handler
         self.name = handler.name
-        self._serial = 0
+        self._serial = itertools.count(1)  # taken from by many threads
         self.pod = self.run_pod()
         self.container = self.run_container(self.pod)
         self.door = TaskClient(*stage.node.shim_address(self.pod))
@@ -43,8 +44,7 @@ class Side:
 
     def fresh(self, kind: str) -> str:
         """An id that nobody has had yet."""
-        self._serial += 1
-        return f"{kind}-{self.name}-{self._serial}"
+        return f"{kind}-{self.name}-{next(self._serial)}"
 
     def pod_message(self) -> api.PodSandboxConfig:
         """A pod with a network of its own, in the stage's cgroup."""

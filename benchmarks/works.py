@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.harness.task import TaskClient
 
 PACE_S = 0.1
 CLIENTS = 16
+CHURN_CLIENTS = 4
 SIGKILL = 9
 
 
@@ -79,31 +81,32 @@ def exec_paced(side: Side, count: int) -> list[float]:
 
 def exec_by_many(side: Side, count: int) -> list[float]:
     """Sixteen clients at once, `count` execs each; one sample: the time of the whole by the number of execs."""
+    samples: list[float] = []
+    taken = timed(lambda: samples.extend(_exec_at_once(side, CLIENTS, count)))
+    return [taken / len(samples)]
+
+
+def exec_by_8(side: Side, count: int) -> list[float]:
+    """What each of eight clients at once waits for an exec."""
+    return _exec_at_once(side, 8, count)
+
+
+def exec_by_64(side: Side, count: int) -> list[float]:
+    """What each of sixty-four clients at once waits for an exec."""
+    return _exec_at_once(side, 64, count)
+
+
+def _exec_at_once(side: Side, clients: int, count: int) -> list[float]:
+    """How long each of `count` execs of every client took, in ms."""
     address = side.stage.node.shim_address(side.pod)
-    doors = [TaskClient(*address) for _ in range(CLIENTS)]
-    failures: list[BaseException] = []
 
-    def client(door: TaskClient) -> None:
-        try:
-            for _ in range(count):
-                exec_once(side, door)
-        except BaseException as failure:
-            failures.append(failure)
+    def client() -> list[float]:
+        with closing(TaskClient(*address)) as door:
+            return [exec_once(side, door) for _ in range(count)]
 
-    threads = [threading.Thread(target=client, args=(door,)) for door in doors]
-
-    def run() -> None:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    taken = timed(run)
-    for door in doors:
-        door.close()
-    if failures:
-        raise failures[0]
-    return [taken / (CLIENTS * count)]
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(client) for _ in range(clients)]
+    return [sample for each in running for sample in each.result()]
 
 
 def exec_crictl(side: Side, count: int) -> list[float]:
@@ -215,6 +218,22 @@ def pod_stop(side: Side, count: int) -> list[float]:
     return _pods(side, count)[1]
 
 
+def pod_churn(side: Side, count: int) -> list[float]:
+    """Pods that come and go, four clients at once; one sample: the time of the whole by the number of pods."""
+
+    def client() -> None:
+        for _ in range(count):
+            side.remove_pod(side.run_pod())
+
+    def run() -> None:
+        with ThreadPoolExecutor(CHURN_CLIENTS) as pool:
+            running = [pool.submit(client) for _ in range(CHURN_CLIENTS)]
+        for each in running:
+            each.result()
+
+    return [timed(run) / (CHURN_CLIENTS * count)]
+
+
 def _pods(side: Side, count: int) -> tuple[list[float], list[float]]:
     started, stopped = [], []
     for _ in range(count):
@@ -258,12 +277,15 @@ def memory(side: Side, sizes: list[int], settle_s: float = 2.0) -> dict[int, flo
 WORKS = [
     Work("exec.shim", "ms", exec_shim, 10, 30),
     Work("exec.shim.paced", "ms", exec_paced, 6, 15),
+    Work("exec.shim.8", "ms", exec_by_8, 6, 8),
     Work("exec.shim.16", "ms", exec_by_many, 8, 6),
+    Work("exec.shim.64", "ms", exec_by_64, 4, 4),
     Work("exec.crictl", "ms", exec_crictl, 6, 10),
     Work("cpu.exec", "ms", exec_cpu, 5, 40),
     Work("create_start.shim", "ms", create_start, 8, 8),
     Work("launcher.address", "ms", launcher, 8, 8),
     Work("pod.start", "ms", pod_start, 6, 5),
     Work("pod.stop", "ms", pod_stop, 6, 5),
+    Work("churn.pods", "ms", pod_churn, 4, 3),
 ]
-POD_COUNTS = [1, 20, 100]
+POD_COUNTS = [1, 20, 100, 200]

@@ -62,6 +62,8 @@ def test_the_list_has_the_keys_that_others_read(tmp_path: Path) -> None:
             "runs": 2,
             "p90": 5.0,
             "peer_p90": 10.0,
+            "p99": 5.0,
+            "peer_p99": 10.0,
         }
     ]
 
