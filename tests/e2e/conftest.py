@@ -7,7 +7,6 @@ leaves behind fails it.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,10 +16,11 @@ import pytest
 from tests.harness import containerd, handlers, leaks, venv
 from tests.harness.containerd import Containerd
 from tests.harness.crictl import Crictl
+from tests.harness.deadline import no_test_hangs
 from tests.harness.paths import VENV
 from tests.harness.registry import BUSYBOX, Registry
 
-DEADLINE_S = 300
+__all__ = ["no_test_hangs"]  # a fixture of every test
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,20 +41,6 @@ def no_signal_is_ignored() -> None:
     for number in signal.valid_signals():
         if signal.getsignal(number) is signal.SIG_IGN and number not in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
-
-
-@pytest.fixture(autouse=True)
-def no_test_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A generous deadline, so that one test that waits for ever does not keep all others from being run."""
-
-    def end(_number: int, _frame: object) -> None:
-        raise TimeoutError(f"{request.node.nodeid} did not end within {DEADLINE_S} s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.alarm(0 if "MANOR_CYCLES" in os.environ else DEADLINE_S)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

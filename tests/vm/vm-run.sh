@@ -7,9 +7,12 @@
 # a tmpfs: the guest may write everywhere and nothing reaches the machine, but for the
 # scratch folder (-s), which is shared read-write and lies at the same path inside.
 # COMMAND's stdout and stderr come out separately, its exit status is passed back;
-# 124 = hard timeout, 125 = the VM did not boot or died before COMMAND ended.
+# 124 = hard timeout, 125 = the VM did not boot or died before COMMAND ended. A boot
+# that does not get as far as COMMAND is tried once more; COMMAND is begun but once.
+# Whatever goes wrong, what the guest's console and processes show goes to stderr.
 #
-#   -t SECS     hard timeout for everything, boot included        (300)
+#   -t SECS     hard timeout from the start of the VM on          (300)
+#   -b SECS     the part of it in which COMMAND must have begun   (60)
 #   -m MIB      guest memory                                      (2048)
 #   -c N        guest CPUs                                        (2)
 #   -s DIR      scratch folder, read-write, same path inside; may be repeated
@@ -37,11 +40,11 @@ set -u
 me=${0##*/}
 die() { echo "$me: $*" >&2; exit 125; }
 
-T=300 MEM=2048 CPUS=2 WD= SYSTEMD=0 UNIFIED=1 MODS= DISK=0 NET=0 FLAV=cloud ACCEL=tcg VERB=0 PREP=0 UML=0
+T=300 BOOT=60 MEM=2048 CPUS=2 WD= SYSTEMD=0 UNIFIED=1 MODS= DISK=0 NET=0 FLAV=cloud ACCEL=tcg VERB=0 PREP=0 UML=0
 SCR=() XTRA=() ENVS=()
 while [ $# -gt 0 ]; do
   case $1 in
-    -t) T=$2; shift;; -m) MEM=$2; shift;; -c) CPUS=$2; shift;;
+    -t) T=$2; shift;; -b) BOOT=$2; shift;; -m) MEM=$2; shift;; -c) CPUS=$2; shift;;
     -s) SCR+=("$(realpath -e -- "$2")") || die "no folder $2"; shift;;
     -x) XTRA+=("$(realpath -e -- "$2")") || die "no folder $2"; shift;;
     -w) WD=$2; shift;; -e) ENVS+=("$2"); shift;;
@@ -150,13 +153,13 @@ mount -t proc proc /proc; mount -t sysfs sys /sys
 arg() { local w; for w in $($B cat /proc/cmdline); do case $w in $1=*) echo "${w#*=}"; return;; esac; done; }
 # not chroot: a process in a chroot may not make user namespaces
 pivot() { cd $R; mkdir -p .old; $B pivot_root . .old; exec $B chroot . $B sh -c '/bin/busybox umount -l /.old; /bin/busybox rmdir /.old; exec "$@"' sh "$@"; }
-MODE=$(arg vmrun.mode)
-T() { read u x </proc/uptime; $B echo "vmrun: $u $1" >/dev/kmsg; }
-T init
+MODE=$(arg vmrun.mode) R=
+T() { read u x </proc/uptime; [ -c $R/dev/kmsg ] && $B echo "<2>vmrun: $u $1" >$R/dev/kmsg; }
 fail() { echo "vmrun: boot failed: $*" >/dev/console; poweroff -f; }
 case $MODE in
   virtiofs|9p)
     mount -t devtmpfs dev /dev
+    T init
     for m in /mod/*.ko; do insmod $m || echo "vmrun: insmod $m failed"; done
     mkdir -p /h /low /ctl /ov
     if [ $MODE = virtiofs ]; then
@@ -186,11 +189,11 @@ mkdir -p $R/proc $R/sys $R/dev $R/run $R/tmp
 mount -t tmpfs -o mode=755 run $R/run
 mount -t tmpfs -o mode=1777 tmp $R/tmp
 mkdir -p $R/run/vmrun $R/run/lock
-T overlay
 # plain tmpfs where programs keep overlays of their own (an overlay can't hold an upper dir)
 for d in /var/lib/containerd /var/lib/docker /var/lib/kubelet /var/tmp; do mkdir -p $R$d; mount -t tmpfs d $R$d; done
 mount -t proc proc $R/proc; mount -t sysfs sys $R/sys
 if [ "$MODE" = uml ]; then mount -t devtmpfs dev $R/dev; else mount -o move /dev $R/dev; fi
+T overlay
 mkdir -p $R/dev/pts $R/dev/shm $R/dev/mqueue
 mount -t devpts -o mode=620,ptmxmode=666 pts $R/dev/pts
 mount -t tmpfs -o mode=1777 shm $R/dev/shm
@@ -238,8 +241,8 @@ if [ $UML = 1 ]; then prepare_uml; K=$CACHE/uml; else prepare_qemu; K=$CACHE/$FL
 
 # --------------------------------------------------------------------- one run
 RUN=$(mktemp -d /tmp/vmrun.XXXXXX); CTL=$RUN/ctl; mkdir -p "$CTL/units"
-PIDS=()
-cleanup() { local p; for p in "${PIDS[@]}"; do kill -9 "$p" 2>/dev/null; wait "$p" 2>/dev/null; done; rm -rf "$RUN"; }
+PIDS=() DOG=
+cleanup() { local p; [ -z "$DOG" ] || { kill "$DOG"; wait "$DOG"; } 2>/dev/null; for p in "${PIDS[@]}"; do kill -9 "$p" 2>/dev/null; wait "$p" 2>/dev/null; done; rm -rf "$RUN"; }
 trap cleanup EXIT
 trap 'exit 130' INT; trap 'exit 143' TERM
 
@@ -257,7 +260,7 @@ for m in $MODS; do moddeps "$K" "$m"; done | sed "s#^$K/#/#" >"$CTL/mods"
 cat >"$CTL/stage2" <<'S2'
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8
 V=/run/vmrun
-T() { read u x </proc/uptime; echo "vmrun: $u $1" >/dev/kmsg; }
+T() { read u x </proc/uptime; echo "<2>vmrun: $u $1" >/dev/kmsg; }
 T stage2
 for m in $(cat $V/mods); do
   case $m in *.xz) xz -dc $m >/tmp/.m.ko; m=/tmp/.m.ko;; esac
@@ -325,39 +328,25 @@ U
   echo "proc-sys-fs-binfmt_misc.automount dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount systemd-logind.service" >"$CTL/masked"
 fi
 
-# QEMU and UML get write-only pipes, whatever our own stdout is (terminal, socket)
-exec 7> >(exec cat >&1) ; CATS=($!)
-exec 8> >(exec cat >&2 7>&-); CATS+=($!)
-if [ $UML = 1 ]; then
+# ------------------------------------------------------------------ one attempt
+start_uml() {
   : >"$CTL/uml"; SEEN=; moddeps "$K" overlay >"$CTL/bootmods"
-  CON=null,fd:9; if [ $VERB = 1 ]; then exec 9>&8; else exec 9>"$RUN/console"; fi
+  local CON=null,fd:9; if [ $VERB = 1 ]; then exec 9>&8; else exec 9>"$RUN/console"; fi
   # its memory lies in a file below TMPDIR: a tmpfs, if there is one
   cp "$CACHE/init.src" "$RUN/init"; chmod 755 "$RUN/init"
   TMPDIR=/dev/shm setsid "$K/linux.uml" mem=${MEM}M root=/dev/root rootfstype=hostfs rootflags=/ ro \
-    $([ $VERB = 1 ] || echo quiet loglevel=1) init="$RUN/init" vmrun.mode=uml vmrun.ctl="$CTL" ubd0=/dev/null \
+    $([ $VERB = 1 ] || echo quiet loglevel=3) init="$RUN/init" vmrun.mode=uml vmrun.ctl="$CTL" ubd0=/dev/null \
     lsm=none \
     $([ $SYSTEMD = 1 ] && echo systemd.unit=vmrun.target systemd.unified_cgroup_hierarchy=$UNIFIED systemd.show_status=0 systemd.log_level=warning) \
     con=null con0=$CON con1=null,fd:7 con2=null,fd:8 </dev/null >"$RUN/uml.log" 2>&1 &
   VM=$!
-else
-  MODE=virtiofs; [ $FLAV = full ] && MODE=9p
-  Q=(qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot -m "$MEM" -smp "$CPUS")
-  KERN=$K/vmlinuz; [ -e "$K/vmlinux" ] && KERN=$K/vmlinux
-  case $ACCEL in
-    tcg) Q+=(-machine "${VM_MACHINE:-q35},memory-backend=ram" -accel "tcg,thread=multi,tb-size=${VM_TB:-256}" -cpu "${VM_CPU:-max,-la57,-pku}");;
-    kvm) Q+=(-machine "${VM_MACHINE:-q35},memory-backend=ram" -accel kvm -cpu "${VM_CPU:-host}");;
-  esac
-  Q+=(-object "memory-backend-memfd,id=ram,size=${MEM}M,share=on")
-  [ $VERB = 1 ] && Q+=(-chardev file,id=con,path=/dev/fdset/3,append=on -add-fd fd=9,set=3) || Q+=(-chardev "file,id=con,path=$RUN/console")
-  Q+=(-serial chardev:con)
-  exec 9>&8
-  Q+=(-add-fd fd=7,set=1 -add-fd fd=8,set=2 -device virtio-serial-pci -chardev file,id=out,path=/dev/fdset/1,append=on -device virtserialport,chardev=out,name=out
-      -chardev file,id=err,path=/dev/fdset/2,append=on -device virtserialport,chardev=err,name=err)
-  if [ $MODE = virtiofs ]; then
-    VFD=${VIRTIOFSD:-}; for p in /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd; do [ -n "$VFD" ] || { [ -x $p ] && VFD=$p; }; done
-    [ -n "$VFD" ] || die "no virtiofsd"
-    # a private mount namespace: / bound read-only, the scratch folders read-write
-    cat >"$RUN/fs.sh" <<'FS'
+}
+start_virtiofsd() {
+  local VFD=${VIRTIOFSD:-} p i
+  for p in /usr/libexec/virtiofsd /usr/lib/qemu/virtiofsd; do [ -n "$VFD" ] || { [ -x $p ] && VFD=$p; }; done
+  [ -n "$VFD" ] || die "no virtiofsd"
+  # a private mount namespace: / bound read-only, the scratch folders read-write
+  cat >"$RUN/fs.sh" <<'FS'
 set -e
 RUN=$1 VFD=$2; T=$RUN/tree
 mount --make-rprivate /
@@ -372,35 +361,118 @@ case $VFD in
   *) exec $VFD --socket-path=$RUN/fs.sock --shared-dir=$T --cache=${VM_FSCACHE:-always} --sandbox=chroot --xattr;;
 esac
 FS
-    setsid unshare -m bash "$RUN/fs.sh" "$RUN" "$VFD" </dev/null >"$RUN/virtiofsd.log" 2>&1 7>&- 8>&- 9>&- &
-    PIDS+=($!)
-    for i in $(seq 100); do [ -S "$RUN/fs.sock" ] && break; sleep 0.02; done
-    [ -S "$RUN/fs.sock" ] || { cat "$RUN/virtiofsd.log" >&2; die "virtiofsd did not start"; }
+  rm -f "$RUN/fs.sock"
+  setsid unshare -m bash "$RUN/fs.sh" "$RUN" "$VFD" </dev/null >"$RUN/virtiofsd.log" 2>&1 7>&- 8>&- 9>&- &
+  FSD=$!; PIDS+=($FSD)
+  for i in $(seq 1500); do [ -S "$RUN/fs.sock" ] && return; kill -0 $FSD 2>/dev/null || break; sleep 0.02; done
+  cat "$RUN/virtiofsd.log" >&2; die "virtiofsd did not start"
+}
+start_qemu() {
+  local MODE=virtiofs KERN=$K/vmlinuz Q A; [ $FLAV = full ] && MODE=9p
+  Q=(qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot -m "$MEM" -smp "$CPUS")
+  [ -e "$K/vmlinux" ] && KERN=$K/vmlinux
+  case $ACCEL in
+    tcg) Q+=(-machine "${VM_MACHINE:-q35},memory-backend=ram" -accel "tcg,thread=multi,tb-size=${VM_TB:-256}" -cpu "${VM_CPU:-max,-la57,-pku}");;
+    kvm) Q+=(-machine "${VM_MACHINE:-q35},memory-backend=ram" -accel kvm -cpu "${VM_CPU:-host}");;
+  esac
+  Q+=(-object "memory-backend-memfd,id=ram,size=${MEM}M,share=on")
+  [ $VERB = 1 ] && Q+=(-chardev file,id=con,path=/dev/fdset/3,append=on -add-fd fd=9,set=3) || Q+=(-chardev "file,id=con,path=$RUN/console")
+  Q+=(-serial chardev:con)
+  exec 9>&8
+  # its monitor reads a pipe and writes a file
+  rm -f "$RUN/monitor.in"; mkfifo "$RUN/monitor.in"; : >"$RUN/monitor.out"
+  Q+=(-chardev "pipe,id=mon,path=$RUN/monitor" -mon chardev=mon,mode=control)
+  Q+=(-add-fd fd=7,set=1 -add-fd fd=8,set=2 -device virtio-serial-pci -chardev file,id=out,path=/dev/fdset/1,append=on -device virtserialport,chardev=out,name=out
+      -chardev file,id=err,path=/dev/fdset/2,append=on -device virtserialport,chardev=err,name=err)
+  if [ $MODE = virtiofs ]; then
+    start_virtiofsd
     Q+=(-chardev "socket,id=fs,path=$RUN/fs.sock" -device vhost-user-fs-pci,chardev=fs,tag=host,queue-size=1024)
   else
     p9() { Q+=(-fsdev "local,id=$1,path=$2,security_model=none,multidevs=remap$3" -device "virtio-9p-pci,fsdev=$1,mount_tag=$1"); }
     p9 root / ,readonly=on; p9 ctl "$CTL" ""
     while read -r kind n path; do p9 "$kind$n" "$path" "$([ $kind = ro ] && echo ,readonly=on)"; done <"$CTL/mounts"
   fi
-  if [ "$DISK" -gt 0 ]; then truncate -s "${DISK}M" "$RUN/disk"; Q+=(-drive "file=$RUN/disk,format=raw,if=none,id=d,cache=unsafe" -device virtio-blk-pci,drive=d); fi
+  if [ "$DISK" -gt 0 ]; then rm -f "$RUN/disk"; truncate -s "${DISK}M" "$RUN/disk"; Q+=(-drive "file=$RUN/disk,format=raw,if=none,id=d,cache=unsafe" -device virtio-blk-pci,drive=d); fi
   if [ $NET = 1 ]; then : >"$CTL/net"; Q+=(-netdev user,id=n -device virtio-net-pci,netdev=n,romfile=); fi
   A="console=ttyS0 panic=-1 reboot=t mitigations=off init_on_alloc=0 nokaslr no_timer_check tsc=reliable random.trust_cpu=on net.ifnames=0 audit=0 lsm=landlock rcupdate.rcu_expedited=1 vmrun.mode=$MODE"
+  A="$A unknown_nmi_panic panic_print=0x41"  # what look_inside asks for: every task and CPU
   [ $VERB = 1 ] && A="$A loglevel=7" || A="$A quiet loglevel=3"
   [ $SYSTEMD = 1 ] && A="$A systemd.unit=vmrun.target systemd.unified_cgroup_hierarchy=$UNIFIED systemd.show_status=0 systemd.log_level=warning systemd.log_target=kmsg"
   Q+=(-kernel "$KERN" -initrd "$K/initramfs.cpio" -append "$A ${VM_APPEND:-}")
   setsid "${Q[@]}" </dev/null 2>"$RUN/qemu.log" &
   VM=$!
-fi
-PIDS+=($VM)
-exec 7>&- 8>&- 9>&-
-# hard timeout
-( sleep "$T" & s=$!; trap 'kill $s; exit' TERM; wait $s; : >"$RUN/late"; kill -9 -"$VM" 2>/dev/null || kill -9 "$VM" ) >/dev/null 2>&1 & DOG=$!
-wait "$VM" 2>/dev/null; vrc=$?
-kill "$DOG" 2>/dev/null; wait "$DOG" 2>/dev/null
-if [ $UML = 1 ]; then kill -9 -"$VM" 2>/dev/null; fi
-wait "${CATS[@]}" 2>/dev/null
-[ -n "${VM_TIMES:-}" ] && cp "$CTL/uptime" "$VM_TIMES" 2>/dev/null
-if [ -s "$CTL/rc" ]; then exit "$(cat "$CTL/rc")"; fi
-if [ -e "$RUN/late" ]; then echo "$me: timeout after $T s" >&2; exit 124; fi
-{ echo "$me: the VM ended ($vrc) before the command did"; tail -n 30 "$RUN"/{qemu.log,uml.log,console,virtiofsd.log} 2>/dev/null; } >&2
+}
+# How far our processes are, thread by thread: name, state, ticks in user and kernel mode, where it waits.
+threads() {
+  local t
+  for t in /proc/"$VM"/task/* ${FSD:+/proc/$FSD/task/*}; do
+    echo "${t#/proc/} $(cat "$t/comm") $(sed 's/.*) //' "$t/stat" | cut -d' ' -f1,12,13) $(cat "$t/wchan")"
+  done 2>/dev/null
+}
+# A guest that hangs is interrupted: its kernel panics and tells the console where every task waits.
+look_inside() {
+  local i
+  threads >"$RUN/threads"
+  [ -p "$RUN/monitor.in" ] || return
+  printf '{"execute": "%s"}\n' qmp_capabilities query-status inject-nmi |
+    timeout 1 bash -c 'cat >"$1"' sh "$RUN/monitor.in" || return  # nobody reads it
+  for i in $(seq 75); do kill -0 "$VM" 2>/dev/null || return; sleep 0.2; done
+}
+end_late() {  # WORD : what this run is remembered as
+  : >"$RUN/$1"; look_inside; kill -9 -"$VM" 2>/dev/null || kill -9 "$VM"
+}
+watch() {
+  local s=
+  trap 'kill $s 2>/dev/null; exit' TERM
+  sleep "$BOOT" & s=$!; wait $s; s=
+  [ -e "$CTL/uptime" ] || { end_late stuck; exit; }
+  sleep $((T > BOOT ? T - BOOT : 0)) & s=$!; wait $s; s=
+  end_late late
+}
+# Boot and run COMMAND. Ends with $RUN/stuck or $RUN/late if it had to be ended.
+attempt() {
+  # QEMU and UML get write-only pipes, whatever our own stdout is (terminal, socket)
+  exec 7> >(exec cat >&1) ; CATS=($!)
+  exec 8> >(exec cat >&2 7>&-); CATS+=($!)
+  FSD=; if [ $UML = 1 ]; then start_uml; else start_qemu; fi
+  PIDS+=($VM)
+  exec 7>&- 8>&- 9>&-
+  watch >/dev/null 2>&1 & DOG=$!
+  wait "$VM" 2>/dev/null; vrc=$?
+  kill "$DOG" 2>/dev/null; wait "$DOG" 2>/dev/null; DOG=
+  if [ $UML = 1 ]; then kill -9 -"$VM" 2>/dev/null; fi
+  # nothing that the guest has asked for is done after this
+  [ -z "$FSD" ] || { kill -9 "$FSD" 2>/dev/null; wait "$FSD" 2>/dev/null; }
+  PIDS=()
+  wait "${CATS[@]}" 2>/dev/null
+}
+# What there is to see of a run that went wrong. Of what look_inside has brought to light: who waits where, but for
+# the kernel's own threads; frames that may be leftovers ("?"), registers and the scheduler's tables are left out.
+readable() {
+  tr -d '\r' | sed 's/\x1b\[[0-9;?]*[A-Za-z]//g' | awk '
+    /Sched Debug Version/ {tables = 1}
+    /task:.* ppid:/ {tables = 0; hidden = / (pid|ppid): *2 /}
+    tables || hidden || /\] +\? |\] R(AX|DX|BP|SP|10|13): |\] RIP: 0033|\] (FS|CS|CR2): |\] Code: |<\/?(TASK|NMI)>|Call Trace:|Hardware name:/ {next}
+    {print}' | tail -n 100
+}
+tell() {
+  local f
+  for f in console uml.log qemu.log monitor.out virtiofsd.log threads; do
+    [ ! -s "$RUN/$f" ] || { echo "--- the end of $f:"; readable <"$RUN/$f"; }
+  done
+  echo "---"
+} >&2
+
+for try in 1 2; do
+  rm -f "$RUN"/{stuck,late,console,uml.log,qemu.log,monitor.out,virtiofsd.log,threads}
+  attempt
+  [ -n "${VM_TIMES:-}" ] && cp "$CTL/uptime" "$VM_TIMES" 2>/dev/null
+  if [ -s "$CTL/rc" ]; then exit "$(cat "$CTL/rc")"; fi
+  if [ -e "$RUN/stuck" ]; then echo "$me: the command had not begun $BOOT s after the boot"
+  elif [ -e "$RUN/late" ]; then echo "$me: timeout after $T s"
+  else echo "$me: the VM ended ($vrc) before the command did"; fi >&2
+  tell
+  if [ -e "$CTL/uptime" ]; then [ -e "$RUN/late" ] && exit 124; exit 125; fi
+  [ $try = 2 ] || echo "$me: the command has not begun: one more boot" >&2
+done
 exit 125
