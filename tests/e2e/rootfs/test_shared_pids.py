@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
 import subprocess
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from runtime.errors import StageError
 from runtime.operations import start
+from runtime.stages import shared_pids
 from runtime.stages.plan import STAGED
 from runtime.waiting import run
 from tests.e2e.rootfs.conftest import bind
+from tests.e2e.runtime.conftest import Pipes
+from tests.harness.images import compile_static
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +41,7 @@ while [ ! -e /out/stop ]; do
 done
 """
 CREATES = 12
+DEADLINE_S = 30.0
 
 
 @pytest.fixture(params=[("", False), (STAGED, False), ("", True)], ids=["chosen", "staged", "apart"])
@@ -88,6 +95,47 @@ def test_a_container_sees_nothing_of_the_host_while_another_one_joins_its_pid_na
     (out / "stop").touch()
     assert len((out / "turns").read_text().split()) > CREATES, "it did not watch"
     assert not (out / "seen").exists(), (out / "seen").read_text()
+
+
+@pytest.fixture
+def slow_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who makes the procfs waits for who traces it, and has then made a directory in its name."""
+    make = shared_pids._make
+
+    def wait_and_make(*about: Any) -> None:
+        end = time.monotonic() + DEADLINE_S
+        while not os.path.exists("/below") and time.monotonic() < end:
+            time.sleep(0.01)
+        make(*about)
+
+    monkeypatch.setattr(shared_pids, "_make", wait_and_make)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the tracer knows the registers of x86-64")
+@pytest.mark.usefixtures("slow_maker")
+def test_whoever_is_traced_there_has_no_way_back_to_the_hosts_root(runner: Runner, out: Path) -> None:
+    """A chroot is left by who may trace the one that is in it; what has no other root mounted cannot be left."""
+    bundle = runner.bundle("/tracer", f"{out.parent}/marker/file")
+    (bundle.rootfs / "tracer").write_bytes(compile_static("tracer"))
+    (bundle.rootfs / "tracer").chmod(0o755)
+    bundle.config["mounts"].append(bind(out, "/out"))
+    for kind in ("bounding", "effective", "permitted"):
+        bundle.config["process"]["capabilities"][kind].append("CAP_SYS_PTRACE")
+    with Pipes() as pipes:
+        tracer = runner.create(bundle, pipes.stdio)
+        pipes.close_far_ends()
+        run(start(tracer))
+        joining = runner.bundle("true")
+        share_pids(joining, tracer)
+        assert runner.run(joining).code == 0
+        (out / "stop").touch()
+        told = pipes.collect(tracer.pid).stdout.splitlines()
+    tracer.ended()
+    runner.delete(tracer)
+    assert told[0] == "ready"
+    tried = [line.split() for line in told[1:]]
+    assert ["manor:[1:PROC]", "0"] in [each[:2] for each in tried], told
+    assert all(opened == f"-{errno.ENOENT}" for _name, _made, opened in tried), told
 
 
 def test_the_procfs_shows_the_processes_of_the_namespace_that_is_joined(runner: Runner) -> None:
