@@ -156,9 +156,11 @@ def _check_notify(profile: Seccomp) -> None:
     """What notification asks of a profile. A listenerPath that nothing uses is ignored (config-linux.md)."""
     if profile.default_action == "SCMP_ACT_NOTIFY":
         raise ConfigError("linux.seccomp.defaultAction", "SCMP_ACT_NOTIFY cannot be used as default action")
+    # The listener is told of by a call that the filter binds already: nobody could answer it. Who may not take it
+    # out of the process then needs another such call.
+    unanswered = ("write",) if os.geteuid() == 0 else ("write", "sendmsg")
     for index, rule in enumerate(profile.syscalls):
-        for name in ("write", "sendmsg"):
-            # The listener leaves the process by a call that the filter binds already: nobody could answer it.
+        for name in unanswered:
             if rule.action == "SCMP_ACT_NOTIFY" and name in rule.names:
                 message = f"SCMP_ACT_NOTIFY cannot be used for the {name} syscall"
                 raise ConfigError(f"linux.seccomp.syscalls[{index}]", message)

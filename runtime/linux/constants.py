@@ -41,6 +41,7 @@ SYS_fsmount = 432
 SYS_clone3 = 435  # Linux 5.3
 SYS_close_range = 436  # Linux 5.9
 SYS_openat2 = 437  # Linux 5.6
+SYS_pidfd_getfd = 438  # Linux 5.6
 SYS_mount_setattr = 442  # Linux 5.12
 
 # sched.h

@@ -11,6 +11,7 @@ import os
 import struct
 
 from runtime.linux import constants as c
+from runtime.linux.fds import OwnedFd
 from runtime.linux.libc import c_char_p, c_int, c_size_t, c_uint, c_ulong, function, syscall
 from runtime.linux.procstat import start_time as start_time  # noqa: PLC0414 -- of processes, and for their users
 
@@ -90,6 +91,11 @@ def _as_fork(clone_now: Callable[[], int]) -> int:
     else:
         _after_fork_child()
     return pid
+
+
+def pidfd_getfd(pidfd: int, number: int) -> OwnedFd:
+    """pidfd_getfd(2): a duplicate of descriptor `number` of that process. EPERM for who may not ptrace it."""
+    return OwnedFd(syscall("pidfd_getfd", c.SYS_pidfd_getfd, c_int(pidfd), c_int(number), c_uint(0)))
 
 
 def setns(fd: int, kinds: int) -> None:

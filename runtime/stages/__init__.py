@@ -23,7 +23,8 @@ keep the interpreter out of containers' reach. `messages` and `channel` carry th
      │ ─ LimitsSet ───────────────────────────────────────────────────────►│
      │ ◄──────────────────────────────────────────── HostRequest ──────────│ (hooks, devices, resctrl)
      │ ─ HostDone ────────────────────────────────────────────────────────►│
-     │ ◄──────────────────────────────────────────── Listener (fd) ────────│ (seccomp notification)
+     │ ◄──────────────────────────────────────────── ListenerAt ───────────│ (seccomp notification)
+     │ ─ ListenerTaken ───────────────────────────────────────────────────►│ (or not: then Listener brings it)
      │ ◄──────────────────────── Ready (marks; console) ───────────────────│
      │ ─ Start ───────────────────────────────────────────────────────────►│ (landlord only)
      │ ◄──────────────────────────────────── end of file ──────────────────│ execve closed it

@@ -7,6 +7,7 @@ A wrong message is an error that names both; a Failed one is raised here as the 
 from __future__ import annotations
 
 import _socket
+import os
 
 from runtime.errors import ManorError, StageError, describe
 from runtime.linux.fds import OwnedFd, close_all, receive_with_fds, send_with_fds, socketpair
@@ -58,6 +59,10 @@ class Channel:
     def send(self, message: Record, fds: Iterable[int] = ()) -> None:
         """Send one message. BrokenPipeError when the peer is gone."""
         send_with_fds(self._fd.fileno(), encode(message), fds)
+
+    def write(self, message: Record) -> None:
+        """`send` by write(2): for who is under a filter that may stop sendmsg(2)."""
+        os.write(self._fd.fileno(), encode(message))
 
     def receive(self, flags: int = 0) -> tuple[Record, list[OwnedFd]]:
         """The next message and its fds. ChannelClosed at the end, StageError for a Failed one."""

@@ -59,8 +59,20 @@ class Source(Record):
     """0:MOUNT → 2:INIT: the mount, detached; its descriptor comes along."""
 
 
+class ListenerAt(Record):
+    """2:INIT → main: the filter is loaded, and my descriptor `number` is its listener. Take it (`Channel.write`)."""
+
+    number: int
+
+
+class ListenerTaken(Record):
+    """Main → 2:INIT: I have it; or, with `taken` 0, I may not take it: send it."""
+
+    taken: int
+
+
 class Listener(Record):
-    """2:INIT → main: the filter is loaded; its notification descriptor comes along."""
+    """2:INIT → main: here it is; the descriptor comes along."""
 
 
 class Ready(Record):
@@ -109,6 +121,8 @@ KINDS = {
         SourcesRequest,
         SourceRequest,
         Source,
+        ListenerAt,
+        ListenerTaken,
         Listener,
         Ready,
         Start,
@@ -116,7 +130,10 @@ KINDS = {
         Failed,
     )
 }
-_NUMBERS = {("InitPid", "pid"), ("SourceRequest", "step"), ("Created", "pid"), ("Failed", "number")}
+_NUMBERS = {
+    *(("InitPid", "pid"), ("SourceRequest", "step"), ("Created", "pid"), ("Failed", "number")),
+    *(("ListenerAt", "number"), ("ListenerTaken", "taken")),
+}
 
 
 def encode(message: Record) -> bytes:

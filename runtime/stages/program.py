@@ -18,7 +18,7 @@ from runtime.linux.sched import personality
 from runtime.linux.seccomp import load
 from runtime.payload import close_on_exec, enter_cwd, execute, prepare, try_enter_cwd
 from runtime.stages.clone import unblock_signals
-from runtime.stages.messages import LimitsSet, Listener, Ready
+from runtime.stages.messages import LimitsSet, Listener, ListenerAt, ListenerTaken, Ready
 from runtime.terminal import mount_console, open_console
 
 TYPE_CHECKING = False
@@ -86,11 +86,16 @@ def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool
 
 
 def load_filter(compiled: Filter, main: Channel) -> None:
-    """Put us under the filter. Its listener is stage 0's to pass on, at once: our next call may wait for it."""
+    """Put us under the filter. Its listener is stage 0's to pass on, at once: our next call may wait for it.
+
+    So the first is a write(2), the only one that a profile may not have an agent answer, as with runc.
+    """
     listener = load(compiled)
     if listener >= 0:
         with OwnedFd(listener):
-            main.send(Listener(), (listener,))
+            main.write(ListenerAt(listener))
+            if not main.expect(ListenerTaken).taken:
+                main.send(Listener(), (listener,))
 
 
 def take_console(plan: ProcessPlan, landlord: bool) -> OwnedFd:

@@ -17,6 +17,7 @@ from runtime.cgroups.joining import LANDLORD, OWN
 from runtime.errors import ManorError, StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import close_all
+from runtime.linux.process import pidfd_getfd
 from runtime.stages import direct, staged
 from runtime.stages.messages import (
     HostDone,
@@ -24,6 +25,8 @@ from runtime.stages.messages import (
     InitPid,
     LimitsSet,
     Listener,
+    ListenerAt,
+    ListenerTaken,
     MappingRequest,
     MappingWritten,
     Ready,
@@ -316,7 +319,7 @@ def _tell(channel: Channel, message: Record) -> None:
 
 
 _INTER_REQUESTS = (MappingRequest, SourcesRequest, HostRequest, InitPid)
-_REQUESTS = (SourcesRequest, HostRequest, Listener, Ready)
+_REQUESTS = (SourcesRequest, HostRequest, ListenerAt, Listener, Ready)
 
 
 def _answer(launched: Launched, host: HostSide, message: Record, fds: list[OwnedFd]) -> Operation[None]:
@@ -329,12 +332,26 @@ def _answer(launched: Launched, host: HostSide, message: Record, fds: list[Owned
         with fds[0] as socket:
             host.opener = host.open_sources(launched.pidfd, socket)
         yield Claim(host.opener[0])
+    elif isinstance(message, ListenerAt) and host.notify is not None and not fds:
+        taken = _take(launched.pidfd, message.number)
+        _tell(launched.channel, ListenerTaken(int(taken is not None)))
+        if taken is not None:
+            with taken as listener:
+                yield from host.notify(launched.pid, listener)
     elif isinstance(message, Listener) and host.notify is not None and len(fds) == 1:
         with fds[0] as listener:
             yield from host.notify(launched.pid, listener)
     else:
         close_all(fds)
         raise StageError("main", "read", "message of 2:INIT", "a descriptor that nobody asked for")
+
+
+def _take(pidfd: OwnedFd, number: int) -> OwnedFd | None:
+    """Descriptor `number` of a process; None where that cannot be: rootless, without CAP_SYS_PTRACE, or it is gone."""
+    try:
+        return pidfd_getfd(pidfd.fileno(), number)
+    except OSError:
+        return None
 
 
 def _bury_opener(host: HostSide) -> Operation[None]:

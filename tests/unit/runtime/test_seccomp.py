@@ -220,6 +220,16 @@ def test_a_profile_from_the_cache_has_its_listener_looked_at(tmp_path: Path) -> 
         seccomp.cached(replace(notifying, listener_path=None), str(tmp_path))
 
 
+def test_an_agent_may_answer_sendmsg_for_root_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root takes the listener out of the process; for all others the process has to send it."""
+    notifying = profile(rule("acct", "sendmsg", action="SCMP_ACT_NOTIFY"))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert seccomp.compile_profile(notifying).notify
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigError, match="cannot be used for the sendmsg syscall"):
+        seccomp.compile_profile(notifying)
+
+
 @pytest.mark.parametrize(
     ("bad", "path"),
     [
@@ -234,7 +244,7 @@ def test_a_profile_from_the_cache_has_its_listener_looked_at(tmp_path: Path) -> 
         ),
         (profile(rule("write", action="SCMP_ACT_NOTIFY")), "linux.seccomp.syscalls[0]"),
         (
-            profile(rule("read"), rule("acct", "sendmsg", action="SCMP_ACT_NOTIFY")),
+            profile(rule("read"), rule("acct", "write", action="SCMP_ACT_NOTIFY")),
             "linux.seccomp.syscalls[1]",
         ),
         (profile(rule("uname", action="SCMP_ACT_NOTIFY"), listener_path=None), "linux.seccomp.listenerPath"),

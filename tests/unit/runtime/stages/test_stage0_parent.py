@@ -18,6 +18,8 @@ from runtime.stages.messages import (
     InitPid,
     LimitsSet,
     Listener,
+    ListenerAt,
+    ListenerTaken,
     MappingRequest,
     MappingWritten,
     Ready,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.linux.fds import OwnedFd
+    from runtime.record import Record
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.waiting import Operation
@@ -140,10 +143,32 @@ def test_a_seccomp_listener_is_passed_on_before_the_stage_is_ready() -> None:
     assert finish(launched) == 0
 
 
-def test_a_seccomp_listener_that_nobody_asked_for_is_an_error() -> None:
+def test_a_seccomp_listener_is_taken_out_of_the_stage_if_that_may_be() -> None:
+    reader, writer = os.pipe()
+
     def script(far: Channel) -> None:
         far.expect(LimitsSet)
-        far.send(Listener())
+        far.write(ListenerAt(writer))
+        if not far.expect(ListenerTaken).taken:  # we are not allowed to ptrace it
+            far.send(Listener(), (writer,))
+        far.send(Ready())
+
+    recorder = Recorder(notifies=True)
+    try:
+        launched = converse(stage(script, (writer,)), recorder)
+        assert os.read(reader, 10) == b"seen"
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert [what for what, _pid in recorder.asked] == ["limits", "notify"]
+    assert finish(launched) == 0
+
+
+@pytest.mark.parametrize("message", [Listener(), ListenerAt(0)], ids=lambda message: type(message).__name__)
+def test_a_seccomp_listener_that_nobody_asked_for_is_an_error(message: Record) -> None:
+    def script(far: Channel) -> None:
+        far.expect(LimitsSet)
+        far.send(message)
         far.receive()
 
     with pytest.raises(StageError, match="a descriptor that nobody asked for"):
@@ -197,7 +222,8 @@ def test_a_stage_that_says_the_wrong_thing_is_killed() -> None:
 
     channels = stage(script)
     with pytest.raises(
-        StageError, match="expected SourcesRequest or HostRequest or Listener or Ready, got Start"
+        StageError,
+        match="expected SourcesRequest or HostRequest or ListenerAt or Listener or Ready, got Start",
     ):
         converse(channels)
     with pytest.raises(ChildProcessError):
