@@ -48,12 +48,11 @@ def kill(call: Call) -> int:
     asked = call.arguments[1] if len(call.arguments) > 1 else ""
     number = signal_number(asked or "SIGTERM")
     found = container(call)
-    everyone = number == _signal.SIGKILL and not found.terms.init_is_first
     try:
-        if found.status == state.STOPPED and not everyone:
+        if found.status == state.STOPPED and not operations.is_for_everyone(found, number):
             raise NotFound
         if number != 0:  # 0 asks only whether there is somebody (kill(2))
-            operations.kill(found, number, everyone)
+            operations.kill(found, number)
     except NotFound:
         if not call.options["all"]:
             raise InvalidState("container not running") from None

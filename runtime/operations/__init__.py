@@ -10,7 +10,7 @@ from runtime.operations.apart import ApartRequest, create_apart
 from runtime.operations.create import create
 from runtime.operations.delete import delete, delete_by_force
 from runtime.operations.exec import exec_
-from runtime.operations.kill import kill
+from runtime.operations.kill import is_for_everyone, kill
 from runtime.operations.load import container_ids, load, lock, oci_state
 from runtime.operations.start import start
 from runtime.operations.update import pause, resume, update
@@ -23,6 +23,7 @@ __all__ = [
     "delete",
     "delete_by_force",
     "exec_",
+    "is_for_everyone",
     "kill",
     "load",
     "lock",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +182,33 @@ def test_kill_reaches_init_and_then_finds_it_finished(runner: Runner) -> None:
     container = runner.started("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 0.1; done")
     kill(container, signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(container.pid, 0x40000000)[1]) == signal.SIGKILL
+    container.ended()
+    with pytest.raises(NotFound, match="process already finished"):
+        kill(container, signal.SIGTERM)
+
+
+def test_sigkill_reaches_everybody_where_no_pid_namespace_ends_with_init(runner: Runner) -> None:
+    """And no other signal does; a signal for an init that has ended finds nobody."""
+
+    def without_pid_namespace(config: dict[str, Any]) -> None:
+        kept = [each for each in config["linux"]["namespaces"] if each["type"] != "pid"]
+        config["linux"]["namespaces"] = kept
+
+    script = "sleep 1000 & sleep 1000 & echo > /ready; wait"
+    container = runner.started("sh", "-c", script, change=without_pid_namespace)
+    while not Path(f"{container.bundle}/rootfs/ready").exists():
+        time.sleep(0.01)
+    with contextlib.ExitStack() as pidfds:
+        held = [os.pidfd_open(pid) for pid in container.cgroup.pids()]
+        for pidfd in held:
+            pidfds.callback(os.close, pidfd)
+        assert len(held) == 3
+        kill(container, signal.SIGCONT)
+        kill(container, signal.SIGKILL)
+        for pidfd in held:
+            ready, _, _ = select.select([pidfd], [], [], 30)
+            assert ready, "one of them lives on"
+    os.waitpid(container.pid, 0x40000000)
     container.ended()
     with pytest.raises(NotFound, match="process already finished"):
         kill(container, signal.SIGTERM)
