@@ -67,6 +67,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "make cgroup",
         "clone",
         "map user namespace",
+        "limit processes",
         "set limits",
         "attend to the host's part",
         "hear that it is ready",

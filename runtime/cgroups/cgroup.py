@@ -43,10 +43,10 @@ class Cgroup:
 
     `paths` is the directory in each hierarchy by the hierarchy's name. `unit` is the name of systemd's unit, "" for
     a cgroup of the file system driver; `systemd` the way to ask for its changes, None where nobody gave one. Given
-    as a function it is called when it is needed first.
+    as a function it is called when it is needed first. `later` are the limits that `confining` is still to set.
     """
 
-    __slots__ = ("_systemd", "layout", "path", "paths", "placeholder", "unit")
+    __slots__ = ("_systemd", "later", "layout", "path", "paths", "placeholder", "unit")
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class Cgroup:
         self.unit = unit
         self._systemd = systemd
         self.placeholder = placeholder
+        self.later: tuple[Write, ...] = ()
 
     def keep(self, hierarchies: Iterable[Hierarchy]) -> None:
         """Forget all hierarchies but these: the container has no cgroup of its own there."""
@@ -122,6 +123,25 @@ class Cgroup:
                 limits.update(self.layout, self.path, resources)
         except OSError as error:
             raise CgroupError(f"update cgroup {self.path}: {describe(error)}") from error
+
+    def confining(self) -> Operation[None]:
+        """Limit how many processes there may be, now that the first one is born. CgroupError.
+
+        A second time it does nothing. It waits for systemd alone.
+        """
+        writes, self.later = self.later, ()
+        if not writes:
+            return
+        try:
+            if self.unit and (systemd := self.systemd) is not None:
+                yield from systemd.limit(self, writes)
+            limits.do_writes(self.layout, self.path, writes)
+        except OSError as error:
+            raise CgroupError(f"limit cgroup {self.path}: {describe(error)}") from error
+
+    def confine(self) -> None:
+        """`confining`, waited for by blocking."""
+        run(self.confining())
 
     def cpuset_cpus(self) -> str | None:
         """The CPUs that tasks in here may use ("0-3,7"), parents' limits included; None without a cpuset controller."""
@@ -268,6 +288,8 @@ def create_cgroup(
 ) -> Cgroup:
     """Make a container's cgroup at `cgroups_path` (empty: named after `container_id`) and set its limits.
 
+    But for the one on processes, which is for `Cgroup.confine` when the first of them is born.
+
     With `systemd` the path is `slice:prefix:name` and the cgroup a unit of it, with those properties that
     `annotations` ask for; it blocks until systemd is done (`Systemd.create` is the same as an operation).
     Without, a directory that is there already may be used if it holds no process and is not frozen. With
@@ -294,7 +316,9 @@ def furnish(
     rootless: bool = False,
     anywhere: bool = False,
 ) -> None:
-    """Make the directories of `cgroup` and set its limits; on failure nothing is left that was not there before.
+    """Make the directories of `cgroup` and set its limits, but for those on births (`Cgroup.later`).
+
+    On failure nothing is left that was not there before.
 
     `ours`: what is there already was made for us a moment ago. CgroupError otherwise, if somebody uses it.
     `rootless`: we may be forbidden to limit devices. `anywhere`: and to make a directory, then without.
@@ -309,7 +333,8 @@ def furnish(
             writes = plan_writes(resources, layout, limits.read_current(resources, layout.places(path)))
         if (cpuset := layout.find("cpuset")) is not None and cpuset.version == 1:
             directories.inherit_cpuset(cpuset.mountpoint, path, [write.file for write in writes])
-        limits.configure(layout, path, writes)
+        now, cgroup.later = limits.split_births(writes)
+        limits.configure(layout, path, now, cgroup.later)
         try:
             limits.set_devices(layout, path, policy, fresh=True)
         except (CgroupError, OSError):

@@ -16,6 +16,8 @@ from runtime.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from runtime.cgroups.devices import DevicePolicy
     from runtime.cgroups.layout import Hierarchy, Layout, Places
     from runtime.cgroups.writes import Write
@@ -24,12 +26,34 @@ if TYPE_CHECKING:
 _NO_LIMIT = 1 << 60  # v1 gives "no limit" as the largest whole number of pages
 
 
-def configure(layout: Layout, path: str, writes: tuple[Write, ...]) -> None:
-    """Do `writes` in the directory `path` of the hierarchies they are for; CgroupError."""
+def split_births(writes: Iterable[Write]) -> tuple[tuple[Write, ...], tuple[Write, ...]]:
+    """`writes` apart: those that may be in force before the first process is born, and those that limit births.
+
+    A clone stage counts as a process: with a limit of one, it could not clone the process that it is there for.
+    """
+    now: list[Write] = []
+    later: list[Write] = []
+    for write in writes:
+        (later if write.file == "pids.max" else now).append(write)
+    return tuple(now), tuple(later)
+
+
+def configure(layout: Layout, path: str, writes: tuple[Write, ...], later: tuple[Write, ...] = ()) -> None:
+    """Do `writes` in the directory `path` of the hierarchies they are for; CgroupError.
+
+    What `later` needs is handed down as well: a limit that can't be had fails now.
+    """
     for hierarchy in layout.hierarchies:
-        mine = [write for write in writes if write.hierarchy == hierarchy.name]
+        mine = [write for write in (*writes, *later) if write.hierarchy == hierarchy.name]
         if hierarchy.version == 2 and (mine or layout.mode == UNIFIED):
             _hand_down(layout, hierarchy, path, mine)
+    do_writes(layout, path, writes)
+
+
+def do_writes(layout: Layout, path: str, writes: tuple[Write, ...]) -> None:
+    """Do `writes`, whose controllers are handed down, in the directory `path` of their hierarchies; CgroupError."""
+    for hierarchy in layout.hierarchies:
+        mine = [write for write in writes if write.hierarchy == hierarchy.name]
         if mine:
             with open_directory(hierarchy, path) as directory:
                 write_all(directory.fileno(), f"{hierarchy.mountpoint}/{path}", mine)

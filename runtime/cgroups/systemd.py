@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from runtime.cgroups.layout import Layout
     from runtime.cgroups.unit_properties import Property
+    from runtime.cgroups.writes import Write
     from runtime.spec.model import Resources
     from runtime.waiting import Operation
 
@@ -116,6 +117,7 @@ class Systemd:
         unit = parse_unit(cgroups_path, container_id, self.rootless)
         asked, _refused = plan_properties(annotations or {}, self.allowed)
         writes = rounded(plan_writes(resources, layout))
+        now, _later = limits.split_births(writes)
         policy = plan_devices(resources.devices)
         cgroup: Cgroup | None = None
         with (yield from connect(self.sockets)) as bus:
@@ -127,7 +129,7 @@ class Systemd:
                 )
                 properties += [*asked, *oom_policy(writes, version)]
                 properties += device_properties(policy, version)
-                properties += limit_properties(writes, version)
+                properties += limit_properties(now, version)
                 yield from _start(bus, unit.name, _last_wins(properties))
                 path = yield from self._path(bus, layout, unit)
                 cgroup = Cgroup(layout, path, unit.name, self, placeholder)
@@ -186,6 +188,12 @@ class Systemd:
             if properties:
                 yield from _set_properties(bus, cgroup, properties)
         limits.put_in_force(layout, path, resources, writes)
+
+    def limit(self, cgroup: Cgroup, writes: tuple[Write, ...]) -> Operation[None]:
+        """Tell systemd of the limits `writes` of a unit, until it is stopped. The files are the caller's to write."""
+        with (yield from connect(self.sockets)) as bus:
+            properties = limit_properties(writes, (yield from _version(bus)))
+            yield from _set_properties(bus, cgroup, properties)
 
     def stopping(self, unit: str) -> Operation[CgroupError | None]:
         """`stop`, with what systemd said against it as the result: the directories may go all the same."""

@@ -10,10 +10,8 @@ from __future__ import annotations
 import os
 
 from runtime import rdt, seccomp
-from runtime.cgroups import FS, driver_of, open_cgroup, plan_writes
-from runtime.cgroups.devices import plan_devices, v1_steps
-from runtime.cgroups.unit_name import parse_unit
 from runtime.cli.arguments import Option, Verb
+from runtime.cli.explain_cgroup import cgroup_details, limit_of_processes
 from runtime.cli.explain_rootfs import device_details, mount_details, pivot_details, protection_details
 from runtime.cli.host import host
 from runtime.cli.output import indented, say
@@ -107,60 +105,13 @@ def acts_of(plans: Plans) -> list[Act]:
     acts = [Act(MAIN, "make cgroup", tuple(cgroup_details(plans)))]
     acts.append(Act(MAIN, "clone", tuple(namespace_details(plans))))
     acts += _before_init(plans)
+    if limit := limit_of_processes(plans):
+        born = "clone" if plans.shape == DIRECT else "clone init"
+        index = next(index for index, act in enumerate(acts) if act.step == born) + 1
+        acts.insert(index, Act(MAIN, "limit processes", tuple(limit)))
     acts += _confined(plans)
     acts += _program(plans)
     return acts
-
-
-# ---- cgroups -----------------------------------------------------------------------------------
-
-
-def cgroup_details(plans: Plans) -> list[Detail]:
-    """Directories, limits and devices of the container's cgroup."""
-    layout, linux = plans.host.layout, plans.spec.linux
-    writes = plan_writes(linux.resources, layout)
-    path = linux.cgroups_path or ""
-    found: list[Detail] = []
-    if driver_of(path, plans.host.systemd_cgroup) == FS:
-        cgroup = open_cgroup(layout, path, plans.id)
-        paths = cgroup.paths
-        found += [{"make": directory} for directory in paths.values()]
-    else:
-        unit = parse_unit(path, plans.id)
-        paths = {each.name: f"{each.mountpoint}/{unit.path}" for each in layout.hierarchies}
-        found.append({"have systemd make": unit.name, "in": unit.slice})
-    for hierarchy in layout.hierarchies:
-        for write in writes:
-            if write.hierarchy == hierarchy.name:
-                file = f"{paths[write.hierarchy]}/{write.file}"
-                other = write.otherwise
-                found.append(
-                    {
-                        "write": write.value,
-                        "to": file,
-                        "or, without that file,": None if other is None else f"{other.value} to {other.file}",
-                        "for": write.field,
-                    }
-                )
-    return found + _device_rules(plans, paths)
-
-
-def _device_rules(plans: Plans, paths: dict[str, str]) -> list[Detail]:
-    policy = plan_devices(plans.spec.linux.resources.devices)
-    layout = plans.host.layout
-    hierarchy = layout.find("devices") or layout.unified
-    if hierarchy is None:
-        return []
-    place, field = paths[hierarchy.name], "linux.resources.devices"
-    if hierarchy.version == 1:
-        return [
-            {"write": rule, "to": f"{place}/{file}", "for": field}
-            for file, rules in v1_steps(policy)
-            for rule in rules
-        ]
-    kind = "denies" if policy.allow_by_default else "allows"
-    rules = [f"{key} {access}" for key, access in policy.exceptions]
-    return [{"attach to": place, "a device program that": kind, "only": rules, "for": field}]
 
 
 # ---- namespaces --------------------------------------------------------------------------------
@@ -285,7 +236,7 @@ def _with_the_host(plans: Plans) -> list[Act]:
     asked_hooks = spec.hooks or Hooks()
     asked += _hooks("prestart", asked_hooks.prestart) + _hooks("createRuntime", asked_hooks.create_runtime)
     acts = []
-    if asked:
+    if asked or asked_hooks.create_container:
         acts += [Act(INIT, "wait for host"), Act(MAIN, "attend to the host's part", tuple(asked))]
     if devices:
         acts.append(Act(INIT, "set up network devices"))

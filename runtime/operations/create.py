@@ -131,6 +131,7 @@ def _bring_up(
     try:
         limits = plan_limits(request.spec.process)
         side = _host_side(host, request, plan, limits, said, attendance, timeline)
+        side.confine = cgroup.confining if cgroup.later else None
         launched = yield from _launch(host, request, plan, limits, cgroup, side)
         set_scheduler(limits, launched.pid)
         cgroup.settle()
@@ -189,7 +190,7 @@ def _plan_landlord(
         hostname=spec.hostname,
         domainname=spec.domainname,
         sysctls=plan_sysctls(spec),
-        asks_host=attendance.asked,
+        asks_host=attendance.asked or bool(request.spec.hooks and request.spec.hooks.create_container),
         set_up_net_devices=attendance.set_up_net_devices,
         create_container_hooks=container_hooks(request, "createContainer", state.CREATING),
         start_container_hooks=container_hooks(request, "startContainer", state.CREATED),
@@ -219,7 +220,7 @@ def _host_side(
         write_mapping=None
         if mapping is None
         else lambda pid: write_maps(host, pid, mapping, plan.time_offsets),
-        attend=attendance.attend if attendance.asked else None,
+        attend=attendance.attend if plan.asks_host else None,
         notify=notify(said, request.id, request.bundle, state.CREATING),
     )
     if request.spec.hooks is not None:

@@ -20,6 +20,7 @@ keep the interpreter out of containers' reach. `messages` and `channel` carry th
      │ ─ MappingWritten ─────────────────►│                                │
      │                                    │ clone, CLONE_PARENT ──────────►│
      │ ◄─────────── InitPid ──────────────│ exit 0                         │
+     │ (pids.max)                                                         │
      │ ─ LimitsSet ───────────────────────────────────────────────────────►│
      │ ◄──────────────────────────────────────────── HostRequest ──────────│ (hooks, devices, resctrl)
      │ ─ HostDone ────────────────────────────────────────────────────────►│

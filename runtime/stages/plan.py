@@ -59,10 +59,10 @@ class ProcessPlan(Record):
 class LandlordPlan(Record):
     """A container's init. `sibling`: its stages are to be children of our parent, who is going to reap them.
 
-    `asks_host`: stage 0 has something to do once the mounts stand. The hooks, and what takes over network devices,
-    are calls: few containers have them, and the stages need not know how they are done. `gate` is the listening
-    socket that init waits at; without one, the process that has made it starts it. `keyring`: it gets a session
-    keyring of its own.
+    `asks_host`: stage 0 has something to do once the mounts stand, or init is to run a hook, which must not begin
+    before the limits are set. The hooks, and what takes over network devices, are calls: few containers have them, and
+    the stages need not know how they are done. `gate` is the listening socket that init waits at; without one, the
+    process that has made it starts it. `keyring`: it gets a session keyring of its own.
     """
 
     id: str

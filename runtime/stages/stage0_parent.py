@@ -61,6 +61,7 @@ class HostSide:
 
     `set_limits`: rlimits and oom_score_adj; returns warnings. `write_mapping`: the uid and gid maps. `attend`: what
     must be done while the mounts stand and the root is the host's (devices, hooks); gives the text of HostDone.
+    `confine`: limits how many processes the container may have, once init is born and its stages have ended.
     `notify`: takes the notification descriptor of the process's seccomp filter. `timeline` takes everybody's marks.
     `patience_s` is how long a stage may be silent; None where it runs hooks, which have time limits of their own.
     `open_sources` clones the process that opens mount sources for init (`mount_sources`), `opener` once it exists.
@@ -68,6 +69,7 @@ class HostSide:
 
     __slots__ = (
         "attend",
+        "confine",
         "notify",
         "open_sources",
         "opener",
@@ -88,6 +90,7 @@ class HostSide:
         self.timeline = timeline
         self.set_limits, self.write_mapping = set_limits, write_mapping
         self.attend, self.notify = attend, notify
+        self.confine: Callable[[], Operation[None]] | None = None
         self.patience_s: float | None = STAGE_TIMEOUT_S
         self.open_sources: Callable[[OwnedFd, OwnedFd], tuple[int, OwnedFd]] | None = None
         self.opener: tuple[int, OwnedFd] | None = None
@@ -231,6 +234,13 @@ def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
         if channels.inter is not None:
             yield from _converse_with_intermediate(channels, host)
         launched = Launched(channels.pid, channels.pidfd, channels.init)
+        if host.confine is not None:
+            if child != channels.pid:
+                yield Exit(child)  # until it is reaped it counts
+                pidfd.close()
+                child, pidfd = channels.pid, channels.pidfd
+            yield from host.confine()
+            trace.passed("limit processes")
         maps = channels.inter is None and host.write_mapping is not None
         yield from _converse_with_init(launched, host, maps)
     except BaseException as failure:

@@ -75,6 +75,7 @@ class Units:
             annotations=annotations or {},
         )
         self.made.append(cgroup)
+        cgroup.confine()
         return cgroup
 
     def spawn(self, cgroup: Cgroup, *arguments: str) -> int:

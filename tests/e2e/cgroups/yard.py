@@ -30,6 +30,7 @@ class Yard:
     def make(self, name: str = "", **parts: Any) -> Cgroup:
         path = f"/{self.parent}/{name or f'c{len(self.cgroups)}'}"
         made = create_cgroup(self.layout, path, Resources(**parts))
+        made.confine()
         self.cgroups.append(made)
         return made
 

@@ -145,6 +145,7 @@ def rich(config: dict[str, Any]) -> None:
     linux["sysctl"] = {"net.ipv4.ip_unprivileged_port_start": "81"}
     linux["personality"] = {"domain": "LINUX"}
     linux["memoryPolicy"] = {"mode": "MPOL_PREFERRED", "nodes": "0"}
+    linux["resources"]["pids"] = {"limit": 100}
 
 
 def joining(pid: int) -> Change:

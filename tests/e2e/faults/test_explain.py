@@ -110,7 +110,8 @@ def test_cgroup_writes_are_those_of_the_plan(runner: Runner, tmp_path: Path) -> 
     bundle = runner.bundle("true")
     volumes(bundle.config)
     plan = explained(runner, bundle.path, bundle.write())
-    wanted = [_write(each) for each in details(plan, "make cgroup") if "write" in each]
+    said = (*details(plan, "make cgroup"), *details(plan, "limit processes"))
+    wanted = [_write(each) for each in said if "write" in each]
     cgroups = tuple(each["make"] for each in details(plan, "make cgroup") if "make" in each)
     done = []
     for call, arguments, _result in strace(runner, bundle.path, tmp_path):

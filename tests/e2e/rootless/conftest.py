@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import UNIFIED
 from runtime.linux import constants as c
 from runtime.linux.process import unshare
+from tests.e2e.cgroups.yard import until
 from tests.e2e.oci.conftest import Done, Oci, oci, programs, pytest_collection_modifyitems
 from tests.unit.runtime.forked import in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from runtime.cgroups.layout import Hierarchy
     from tests.harness.bundles import Bundle
 
 
@@ -42,6 +46,7 @@ class Account:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.cgroups: list[Path] = []
         directory.mkdir(mode=0o755)
         self.give(f"{USER}:{SUBUID}:{COUNT}\n", f"{USER}:{SUBGID}:{COUNT}\n")
         passwd, group = Path("/etc/passwd").read_text(), Path("/etc/group").read_text()
@@ -55,6 +60,8 @@ class Account:
 
     def enter(self) -> None:
         """Become the user, in a mount namespace where there is one. For a child that ends soon."""
+        for cgroup in self.cgroups:
+            (cgroup / "cgroup.procs").write_text("0")
         unshare(c.CLONE_NEWNS)
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         for name in ("passwd", "group", "subuid", "subgid"):
@@ -99,6 +106,55 @@ def account(tmp_path: Path) -> Account:
         if not os.path.exists(name):
             pytest.skip(f"no {name} to lay another over")
     return Account(tmp_path / "account")
+
+
+class Delegated:
+    """A cgroup of every hierarchy that is the user's, as an administrator delegates one: `path` below the roots.
+
+    On a unified machine the user's processes have to be in it: nobody moves others but within what is theirs.
+    """
+
+    def __init__(self) -> None:
+        self.path = f"/manor-tests-{os.getpid()}-rootless"
+        layout = detect_layout()
+        self.hierarchies = {each.name: each for each in layout.hierarchies}
+        self.callers = [self._make(each, layout.mode == UNIFIED) for each in layout.hierarchies]
+
+    def _make(self, hierarchy: Hierarchy, unified: bool) -> Path:
+        parent = Path(f"{hierarchy.mountpoint}{self.path}")
+        if unified:
+            (parent.parent / "cgroup.subtree_control").write_text("+pids +memory +cpu")
+        for directory in (parent, parent / "caller"):
+            directory.mkdir()
+            for name in ("cpuset.cpus", "cpuset.mems") if hierarchy.version == 1 else ():
+                if (directory / name).exists():
+                    (directory / name).write_text((directory.parent / name).read_text())
+            files = ("tasks", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads")
+            for file in (directory, *(directory / name for name in files)):
+                if file.exists():
+                    os.chown(file, UID, GID)
+        return parent / "caller"
+
+    def files(self, container: str, name: str) -> list[str]:
+        """What the files `name` of a container's cgroups say."""
+        places = [Path(f"{each.mountpoint}{self.path}/{container}") for each in self.hierarchies.values()]
+        return [(place / name).read_text().strip() for place in places if (place / name).exists()]
+
+    def remove(self) -> None:
+        """Take it away; whatever is left in it is an error."""
+        for caller in self.callers:
+            until(lambda caller=caller: not (caller / "cgroup.procs").read_text())
+            caller.rmdir()
+            caller.parent.rmdir()
+
+
+@pytest.fixture
+def delegated(account: Account) -> Iterator[Delegated]:
+    """Cgroups of the user's, which he runs in."""
+    made = Delegated()
+    account.cgroups = made.callers
+    yield made
+    made.remove()
 
 
 class Scene:

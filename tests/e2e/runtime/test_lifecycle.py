@@ -27,6 +27,7 @@ from runtime.errors import (
 from runtime.operations import apart, kill, start
 from runtime.state import load
 from runtime.waiting import run
+from tests.e2e.runtime.conftest import Pipes, _reap
 
 if TYPE_CHECKING:
     from tests.e2e.runtime.conftest import Runner
@@ -245,6 +246,40 @@ def test_rlimits_are_in_force(runner: Runner) -> None:
     bundle = runner.bundle("sh", "-c", "ulimit -Sn; ulimit -Hn")
     change_limits(bundle.config)
     assert runner.run(bundle).stdout.split() == ["100", "200"]
+
+
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_container_of_one_process_has_one(runner: Runner, limit: int) -> None:
+    bundle = runner.bundle("sh", "-c", "echo first; (echo second); echo third")
+    bundle.config["linux"]["resources"]["pids"] = {"limit": limit}
+    output = runner.run(bundle)
+    assert output.stdout == "first\n"
+    assert "can't fork" in output.stderr
+    assert output.code != 0
+
+
+def test_no_stage_takes_a_place_of_the_containers_processes(runner: Runner) -> None:
+    bundle = runner.bundle("sh", "-c", "(echo child); sleep 1000 & (echo another); echo end")
+    bundle.config["linux"]["resources"]["pids"] = {"limit": 2}
+    with Pipes() as pipes:
+        container = runner.create(bundle, pipes.stdio)
+        pipes.close_far_ends()
+        _reap()  # as a shim does
+        run(start(container))
+        output = pipes.collect(container.pid)
+    container.ended()
+    runner.delete(container)
+    assert output.stdout == "child\n"
+    assert "can't fork" in output.stderr
+
+
+def test_a_limit_of_processes_that_cannot_be_set_leaves_nothing(runner: Runner) -> None:
+    bundle = runner.bundle("true")
+    bundle.config["linux"]["resources"]["pids"] = {"limit": 1 << 40}
+    with pytest.raises(
+        ManorError, match=r"linux\.resources\.pids\.limit: write '1099511627776' to .*/pids\.max"
+    ):
+        runner.create(bundle)
 
 
 def test_a_time_namespace_has_its_offsets(runner: Runner) -> None:

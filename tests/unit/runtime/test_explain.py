@@ -47,7 +47,8 @@ def test_cgroup_writes_have_file_value_and_reason() -> None:
     assert (
         said[4] == "write 4096 to /cg/memory/pods/c1/memory.limit_in_bytes for linux.resources.memory.limit"
     )
-    assert "write 7 to /cg/pids/pods/c1/pids.max for linux.resources.pids.limit" in said
+    (limited,) = sentences(acts, "limit processes")
+    assert limited == "write 7 to /cg/pids/pods/c1/pids.max for linux.resources.pids.limit"
     assert "write a to /cg/devices/pods/c1/devices.deny for linux.resources.devices" in said
 
 

@@ -189,6 +189,26 @@ def test_what_was_asked_for_is_never_left_out(
     assert not (tmp_path / "memory/id").exists()
 
 
+def test_the_limit_of_processes_is_set_when_the_first_one_is_born(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.cgroups.limits.set_devices", lambda *_arguments, **_named: None)
+    layout = hybrid(tmp_path, "pids")
+    cgroup = create_cgroup(layout, "/a/d", Resources(pids=Pids(limit=0)), "id")
+    with pytest.raises(
+        CgroupError, match=r"linux\.resources\.pids\.limit: write '1' to .*/pids/a/d/pids\.max"
+    ):
+        cgroup.confine()
+    cgroup = create_cgroup(layout, "/a/e", Resources(pids=Pids(limit=0)), "id")
+    file = tmp_path / "pids/a/e/pids.max"
+    file.write_text("max")
+    cgroup.confine()
+    assert file.read_text() == "1ax"
+    file.write_text("7")
+    cgroup.confine()
+    assert file.read_text() == "7", "once"
+
+
 def test_rootless_containers_devices_are_limited_where_that_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -280,7 +280,8 @@ def test_the_end_of_the_channel_is_a_successful_execve() -> None:
     assert finish(launched) == 0
 
 
-def test_the_intermediate_process_is_reaped_and_its_sibling_is_init() -> None:
+@pytest.mark.parametrize("confines", [False, True])
+def test_the_intermediate_process_is_reaped_and_its_sibling_is_init(confines: bool) -> None:
     near_init, far_init = channel_pair("main", "2:INIT")
     near_inter, far_inter = channel_pair("main", "1:INTER")
 
@@ -298,9 +299,18 @@ def test_the_intermediate_process_is_reaped_and_its_sibling_is_init() -> None:
     far_init.close()
     far_inter.close()
     recorder = Recorder(maps=True)
+
+    def confine() -> Operation[None]:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)  # it would count as one of the container's
+        recorder.asked.append(("processes", 0))
+        yield Sleep(0)
+
+    recorder.side.confine = confine if confines else None
     launched = converse(Channels(pid, pidfd, near_init, near_inter), recorder)
     assert launched.pid != pid
-    assert recorder.asked == [("mapping", pid), ("limits", launched.pid)]
+    limited = [("processes", 0)] if confines else []
+    assert recorder.asked == [("mapping", pid), *limited, ("limits", launched.pid)]
     with pytest.raises(ChildProcessError):
         os.waitpid(pid, 0)
     assert finish(launched) == 0
