@@ -159,8 +159,8 @@ def _from_file(path: str) -> dict[str, Any]:
     asked = parse(data)
     if type(asked) is not dict:
         raise ConfigError("", "must be an object")
-    asked.pop("devices", None)  # as with runc, which leaves alone what a plugin may have allowed meanwhile
-    return asked
+    # Not the devices, as with runc, which leaves alone what a plugin may have allowed meanwhile.
+    return {key: value for key, value in asked.items() if key.casefold() != "devices"}
 
 
 def _value(name: str, text: str) -> Option:

@@ -188,15 +188,20 @@ def map_of(check: Check, check_key: Check = text) -> Check:
 def record(build: Callable[..., Any], fields: Fields, *needed: str, then: Check | None = None) -> Check:
     """An object that becomes a record: `fields` maps a JSON key to a field of `build` and the field's check.
 
-    `needed` are the keys that must be there; `then` checks, and may replace, the finished record.
+    `needed` are the keys that must be there; `then` checks, and may replace, the finished record. A key in another
+    letter case is the same key: to ignore "readOnly" would be to run with less than the config says. What is checked
+    may be changed.
     """
+    folded = {key.casefold(): key for key in fields}
 
     def check(value: Any) -> Any:
         if type(value) is not dict:
             raise _must_be("an object", value)
+        if not value.keys() <= fields.keys():
+            value = _respelled(value, folded)
         found = {}
         for key, each in value.items():
-            if each is None or key not in fields:
+            if each is None:
                 continue
             field, check_field = fields[key]
             try:
@@ -210,6 +215,26 @@ def record(build: Callable[..., Any], fields: Fields, *needed: str, then: Check 
         return made if then is None else then(made)
 
     return check
+
+
+def _respelled(value: dict[str, Any], folded: dict[str, str]) -> dict[str, Any]:
+    """What `folded` knows of an object, in its spelling; a key in two letter cases is one, as to Go's encoding/json."""
+    made: dict[str, Any] = {}
+    for key, each in value.items():
+        known = folded.get(key.casefold())
+        if known is None or each is None:
+            continue
+        made[known] = _merged(made[known], each) if known in made else each
+    return made
+
+
+def _merged(first: Any, second: Any) -> Any:
+    """The later of two values; of two objects the first, which takes what the second has."""
+    if type(first) is not dict or type(second) is not dict:
+        return second
+    for key, each in second.items():
+        first[key] = _merged(first[key], each) if key in first else each
+    return first
 
 
 def same(**checks: Check) -> Fields:

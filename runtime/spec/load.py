@@ -2,7 +2,7 @@
 
 One table per record says which key goes to which field, through which check. Every rejection is a
 ConfigError that names the JSON path ("mounts[3].destination"). Unknown keys are ignored, as the
-specification demands; null is the same as absent, as in Go; keys are matched case and all. What is valid
+specification demands; null is the same as absent and a key's letter case means nothing, as in Go. What is valid
 follows runc 1.5 where the specification leaves room. What a field *means* is its user's business: mount
 options, capability names or seccomp actions are only text here.
 """

@@ -42,6 +42,17 @@ def test_output_and_input_are_passed_on(oci: Oci) -> None:
     assert not cgroup_directories(bundle.path.name)
 
 
+def test_a_key_of_the_config_in_another_letter_case_counts(oci: Oci) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["Root"] = {"path": config.pop("root")["path"], "readOnly": True}
+        config["linux"]["resources"]["Pids"] = {"Limit": 21}
+
+    bundle = oci.bundle("sh", "-c", "grep -q ' / ro' /proc/self/mountinfo && sleep 1000", change=change)
+    oci.ok("run", "--detach", "--bundle", bundle.path, bundle.path.name)
+    assert oci.cgroup_file(bundle.path.name, "pids.max") == "21"
+    assert oci("exec", bundle.path.name, "touch", "/new").code != 0
+
+
 @pytest.mark.parametrize("code", [0, 1, 42, 126, 127, 255])
 def test_the_exit_code_is_the_programs(oci: Oci, code: int) -> None:
     bundle = oci.bundle("sh", "-c", f"exit {code}")

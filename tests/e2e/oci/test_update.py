@@ -97,10 +97,11 @@ def test_resources_come_from_a_file_or_from_standard_input(oci: Oci, way: str) -
     assert limits(oci, name, "cpu.cfs_period_us", "cpuset.cpus", "pids.max") == ["80000", "0", "33"]
 
 
-def test_devices_are_not_changed_by_an_update(oci: Oci) -> None:
+@pytest.mark.parametrize("key", ["devices", "Devices"])
+def test_devices_are_not_changed_by_an_update(oci: Oci, key: str) -> None:
     name = oci.started()
     before = oci.cgroup_file(name, "devices.list")
-    data = json.dumps({"devices": [{"allow": True, "access": "rwm"}], "pids": {"limit": 7}}).encode()
+    data = json.dumps({key: [{"allow": True, "access": "rwm"}], "pids": {"limit": 7}}).encode()
     oci.ok("update", "-r", "-", name, stdin=data)
     assert oci.cgroup_file(name, "devices.list") == before
     assert oci.cgroup_file(name, "pids.max") == "7"

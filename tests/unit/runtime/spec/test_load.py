@@ -126,13 +126,33 @@ def test_the_least_config_gets_the_defaults_of_the_specification() -> None:
 
 
 def test_unknown_keys_are_ignored_and_null_is_absent() -> None:
-    made = config() | {"windows": {"x": [1.5]}, "hooks": None, "PROCESS": 7}
+    made = config() | {"windows": {"x": [1.5]}, "hooks": None, "PROCESSES": 7}
     made["linux"]["seccomp"] = None
-    made["process"]["Args"] = ["other"]
     spec = load(made)
     assert spec.hooks is None
     assert spec.linux.seccomp is None
     assert spec.process.args[0] == "/bin/busybox"
+
+
+def test_a_keys_letter_case_means_nothing() -> None:
+    made = config()
+    made["Root"] = made.pop("root") | {"readOnly": True}
+    made["linux"]["resources"]["hugepageLimits"] = [{"pagesize": "2MB", "LIMIT": 9}]
+    spec = load(made)
+    assert spec.root.readonly
+    assert spec.linux.resources.hugepage_limits == (model.HugepageLimit("2MB", 9),)
+    made["Root"] = {"Path": 7}
+    with pytest.raises(ConfigError, match=r"root.path: must be a string"):
+        load(made)
+
+
+def test_two_spellings_of_a_key_are_one_whose_objects_are_merged() -> None:
+    made = config()
+    made["linux"]["resources"] |= {"cpu": {"shares": 7, "cpus": "0"}, "CPU": {"Cpus": "1", "mems": "0"}}
+    made["HostName"] = "other"
+    spec = load(made)
+    assert spec.linux.resources.cpu == model.Cpu(shares=7, cpus="1", mems="0")
+    assert spec.hostname == "other"
 
 
 def test_seccomp_without_action_and_rules_is_no_seccomp() -> None:
