@@ -141,7 +141,7 @@ def test_events_wait_while_something_is_started_but_not_for_long(loop: Loop, pat
     settle(loop, events.COURTESY_S * 3)
     assert daemon.taken() == []
     busy[0] = False
-    settle(loop, events.COURTESY_S * 3)
+    turn_until(loop, daemon.taken)
     assert daemon.taken() == [1]
     busy[0] = True
     exits(made, 2)
