@@ -34,7 +34,7 @@ MFD_EXEC = 0x10  # Linux 6.3; EINVAL before, and on a 6.1 without the backport
 F_SEAL_EXEC = 0x20  # Linux 6.3: the mode cannot be changed either
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
-_UNSEALED = "MANOR_UNSEALED"  # brings the reason through an execve that went without
+_UNSEALED = "MANOR_UNSEALED"  # brings "PID reason" through an execve that went without
 _PRELOAD = "LD_PRELOAD"
 _OWN_FD = "/proc/self/fd/"
 
@@ -69,7 +69,7 @@ def execute(arguments: list[str], environ: Mapping[str, str]) -> NoReturn:
             _execute_sealed(program, arguments, environ)
     except OSError as error:
         reason = error.strerror or os.strerror(error.errno or 0)
-        os.execve(arguments[0], arguments, {**environ, _UNSEALED: reason})
+        os.execve(arguments[0], arguments, {**environ, _UNSEALED: f"{os.getpid()} {reason}"})
 
 
 def _execute_sealed(program: OwnedFd, arguments: list[str], environ: Mapping[str, str]) -> NoReturn:
@@ -85,7 +85,8 @@ def _execute_sealed(program: OwnedFd, arguments: list[str], environ: Mapping[str
 def arrive() -> Seal:
     """Take what `execute` left in the environment out of it, and find out what we run from."""
     global _state
-    reason = os.environ.pop(_UNSEALED, "")
+    reason = _reason()
+    os.environ.pop(_UNSEALED, None)
     first, _space, rest = os.environ.pop(_PRELOAD, "").partition(" ")
     if not first.startswith(_OWN_FD):
         first, rest = "", f"{first} {rest}".strip()
@@ -95,6 +96,12 @@ def arrive() -> Seal:
         os.close(int(first.removeprefix(_OWN_FD)))
     _state = _examine(reason)
     return _state
+
+
+def _reason() -> str:
+    """Why `execute` could not seal us; "" if it is not what we executed: whoever has set the variable otherwise."""
+    pid, _blank, reason = os.environ.get(_UNSEALED, "").partition(" ")
+    return reason if pid == str(os.getpid()) else ""
 
 
 def state() -> Seal:
@@ -190,7 +197,7 @@ def reexecute() -> Seal:
 
     Returns once that has been done, or has been tried in vain.
     """
-    tried = _UNSEALED in os.environ
+    tried = _reason() != ""
     if arrive().sealed or tried:
         return state()
     execute([sys.executable, *sys.orig_argv[1:]], os.environ)

@@ -107,6 +107,23 @@ print(os.getpid(), seal.reexecute(), sys.argv[1:], flush=True)
     assert output == f"{command.pid} sealed ['a', '']\n"
 
 
+@pytest.mark.parametrize("value", ["", "1", "not sealed", "1 not sealed"])
+def test_the_environment_keeps_nobody_from_sealing_itself(value: str) -> None:
+    """Only what this very process has left there counts: an execve keeps the pid."""
+    source = "from runtime.stages import seal; import os; print(seal.reexecute(), os.environ.get('MANOR_UNSEALED'))"
+    done = subprocess.run(
+        as_python(source), env={"MANOR_UNSEALED": value}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "sealed None\n"
+
+
+def test_a_command_that_cannot_be_sealed_tries_once() -> None:
+    source = refuse(errno.EACCES, os.MFD_CLOEXEC) + "from runtime.stages import seal; print(seal.reexecute())"
+    source = "import errno, os\n" + source
+    done = subprocess.run(as_python(source), capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "not sealed: Permission denied\n"
+
+
 def test_a_sealed_copy_cannot_be_changed(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_bytes(b"#!/bin/sh\n" + b"x" * 10_000)
