@@ -14,6 +14,7 @@ from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
 from runtime.operations.attend import hooks_to_keep
 from runtime.record import Record, replace
+from runtime.spec.checks import named
 from runtime.stages.plan import ProcessPlan, Stdio
 from runtime.user_mapping import caller
 
@@ -52,10 +53,18 @@ def plan_terms(host: Host, spec: Spec, namespaces: NamespacePlan) -> Terms:
 
 
 def untold(spec: Spec) -> tuple[str, ...]:
-    """Warnings for what `spec` asks to no effect, as with runc: the kernel has none of it any more."""
+    """Warnings for what `spec` asks to no effect, as with runc: the kernel has none of it any more.
+
+    And for what it says in a way that it should not.
+    """
     personality = spec.linux.personality
     flags = () if personality is None else limits.plan_personality(personality)[1]
-    return (*flags, *ignored_fields(spec.linux.resources))
+    relative = (
+        f"mounts[{index}].destination: {named(mount.destination)} is taken as relative to /, which is deprecated"
+        for index, mount in enumerate(spec.mounts)
+        if not mount.destination.startswith("/")
+    )
+    return (*flags, *ignored_fields(spec.linux.resources), *relative)
 
 
 def plan_process(

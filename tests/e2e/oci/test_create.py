@@ -212,3 +212,14 @@ def test_the_state_file_is_json_that_names_init(oci: Oci) -> None:
     oci.ok("create", "-b", bundle.path, "c")
     stored: dict[str, Any] = json.loads((oci.root / "c/state.json").read_text())
     assert oci.state("c")["pid"] in (stored.get("pid"), stored.get("init_process_pid"))
+
+
+def test_a_relative_destination_is_taken_as_one_of_the_root_with_a_warning(oci: Oci) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["mounts"].append({"destination": "relative/place", "type": "tmpfs", "source": "tmpfs"})
+
+    bundle = oci.bundle("ls", "-d", "/relative/place", change=change)
+    done = oci("run", "--bundle", bundle.path, "relative")
+    assert (done.code, done.stdout) == (0, "/relative/place\n")
+    assert "level=warning" in done.stderr
+    assert "deprecated" in done.stderr
