@@ -25,6 +25,8 @@ DIRECTORIES = ("/sys/firmware", "/home")
 
 def look_at_masks() -> list[Any]:
     devices = [os.stat(path).st_rdev for path in FILES]
+    if devices != [NULL] * len(FILES):
+        return [devices]  # it may be a fifo by now
     contents = [Path(path).read_bytes() for path in FILES]
     listings = [os.listdir(path) for path in DIRECTORIES]
     refused = []
