@@ -43,12 +43,14 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def compile_static(name: str) -> bytes:
+def compile_static(name: str, *options: str) -> bytes:
     """Compile one of the C programs beside this module into a static executable."""
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory, name)
         source = PROGRAMS / f"{name}.c"
-        subprocess.run(["gcc", "-static", "-O2", "-s", "-o", target, source], check=True, capture_output=True)
+        subprocess.run(
+            ["gcc", "-static", "-O2", "-s", *options, "-o", target, source], check=True, capture_output=True
+        )
         return target.read_bytes()
 
 

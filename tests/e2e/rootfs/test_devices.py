@@ -17,7 +17,7 @@ from runtime.rootfs import RootfsPlan, apply_mounts, make_cwd, pivot_into, plan_
 from runtime.rootfs.device_plan import DeviceNode
 from runtime.spec.load import load_spec
 from runtime.waiting import run
-from tests.e2e.rootfs.conftest import NAMESPACES, bind, mount_lines
+from tests.e2e.rootfs.conftest import NAMESPACES, bind, mount_lines, tmpfs
 from tests.unit.runtime.forked import enter_user_namespace, in_child
 
 if TYPE_CHECKING:
@@ -109,8 +109,12 @@ def test_a_bound_dev_gets_nothing_from_us(inside: Inside, bundle: Bundle, tmp_pa
 def test_a_dev_that_is_a_symlink_fills_nothing_outside(
     inside: Inside, bundle: Bundle, canary: Canary, variant: str
 ) -> None:
-    """CVE-2026-41579, CVE-2026-47766: a directory of the image leads to one of the host's."""
-    bundle.config["mounts"] = [bundle.config["mounts"][0]]
+    """CVE-2026-41579, CVE-2026-47766: a directory of the image leads to one of the host's; places are made in it."""
+    bundle.config["mounts"] = [
+        bundle.config["mounts"][0],
+        tmpfs(f"{variant}/new/place"),
+        bind(canary.path / "file", f"{variant}/file"),
+    ]
     path = bundle.rootfs / variant[1:]
     if path.is_dir():
         for entry in path.iterdir():
@@ -118,8 +122,9 @@ def test_a_dev_that_is_a_symlink_fills_nothing_outside(
         path.rmdir()
     path.parent.mkdir(exist_ok=True)
     path.symlink_to(canary.path / "dir")
-    inside(lambda: None)
+    assert inside(lambda: Path(f"{variant}/file").read_text()) == "canary\n"
     canary.assert_untouched()
+    assert (bundle.rootfs / str(canary.path)[1:] / "dir/new/place").is_dir()
 
 
 def test_a_dev_that_is_a_symlink_is_refused_and_a_volume_behind_it_untouched(

@@ -5,9 +5,11 @@ Users, capabilities, descriptors, the working directory, and the interpreter tha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ import pytest
 
 import runtime
 from tests.e2e.security.conftest import COMMAND
+from tests.harness.images import compile_static
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,46 +143,65 @@ def _digests() -> dict[str, str]:
     return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files}
 
 
+# While a program runs, nobody can write to its file; but who has it open can wait for its end.
 ATTACK = """
 while :; do
   for exe in /proc/[0-9]*/exe; do
     case $exe in /proc/1/exe) continue;; esac
-    if [ "$(readlink $exe)" != /bin/busybox ] && true >>$exe; then echo "$exe" >>/opened; fi
+    what=$(readlink $exe) || continue
+    [ "$what" = /bin/busybox ] || { exec 9<$exe && echo "$what" >>/opened; true >>$exe && echo "$what" >>/written; }
   done
 done 2>/dev/null
 """
 
 
 def test_the_interpreter_cannot_be_overwritten_from_inside(oci: Oci) -> None:
-    """CVE-2019-5736: a container with CAP_SYS_PTRACE opens what it sees of an exec, for writing."""
+    """CVE-2019-5736: a container with CAP_SYS_PTRACE opens what it sees of an exec: sealed copies and nothing else."""
     before = _digests()
     bundle = oci.bundle("sh", "-c", ATTACK)
     for kind in bundle.config["process"]["capabilities"].values():
         kind.append("CAP_SYS_PTRACE")
     name = oci.started(bundle)
-    end = time.monotonic() + 6
-    count = 0
-    while time.monotonic() < end or count < 20:
-        answer = oci("exec", name, "true")
+    opened = bundle.rootfs / "opened"
+    end = time.monotonic() + 60
+    while not opened.exists():
+        assert time.monotonic() < end, (
+            "the container saw nothing of an exec: it does not test what it seems to"
+        )
+        answer = oci("--delay-at", "init.look-up:1", "exec", name, "true")
         assert answer.returncode == 0, answer
-        count += 1
+    assert {each.split(":")[0] for each in opened.read_text().splitlines()} == {"/memfd"}
+    assert not (bundle.rootfs / "written").exists()
     assert _digests() == before
-    assert not (bundle.rootfs / "opened").exists()
 
 
 def test_a_script_whose_interpreter_is_proc_self_exe_runs_nothing_of_the_hosts(oci: Oci) -> None:
-    """`#!/proc/self/exe` re-executes whoever executes it: that is a sealed copy, or nothing at all."""
+    """`#!/proc/self/exe` executes who executes it, and the image's loader is in charge: of a sealed copy."""
     before = _digests()
-    bundle = oci.bundle()
-    script = bundle.rootfs / "bin/evil"
-    script.write_text("#!/proc/self/exe\nopen('/written','w')\n")
-    script.chmod(0o755)
-    name = oci.started(bundle)
-    answer = oci("exec", name, "/bin/evil")
-    assert answer.returncode != 0
-    run = oci.bundle("/proc/self/exe", "-c", "print('from the host')")
-    assert "from the host" not in oci.run(run).stdout
+    loader = compile_static("loader", "-nostdlib", "-fno-stack-protector")
+    bundles = [oci.bundle(), oci.bundle("/proc/self/exe"), oci.bundle("/bin/evil")]
+    for bundle in bundles:
+        place = bundle.rootfs / _loader_of_python().lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        (bundle.rootfs / "bin/evil").write_text("#!/proc/self/exe\n")
+        place.write_bytes(loader)
+        for path in (place, bundle.rootfs / "bin/evil"):
+            path.chmod(0o755)
+    name = oci.started(bundles[0])
+    said = [oci("exec", name, "/bin/evil"), oci("exec", name, "/proc/self/exe"), *map(oci.run, bundles[1:])]
+    for answer in said:
+        what, _blank, refusal = answer.stdout.rstrip("\n").rpartition(" ")
+        assert what.startswith("/memfd:"), answer
+        assert int(refusal) in (errno.ETXTBSY, errno.EPERM, errno.EACCES), answer
     assert _digests() == before
+
+
+def _loader_of_python() -> str:
+    """What the interpreter asks the kernel to start in its place (PT_INTERP)."""
+    data = Path(sys.executable).read_bytes()[: 1 << 16]
+    found = re.search(rb"/lib[\w/.-]*/ld-[\w.-]+\0", data)
+    assert found is not None
+    return found[0].rstrip(b"\0").decode()
 
 
 def test_the_interpreter_of_an_exec_is_a_sealed_copy(oci: Oci) -> None:
