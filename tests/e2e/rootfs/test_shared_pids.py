@@ -16,7 +16,7 @@ from runtime.operations import start
 from runtime.stages import shared_pids
 from runtime.stages.plan import STAGED
 from runtime.waiting import run
-from tests.e2e.rootfs.conftest import bind
+from tests.e2e.rootfs.conftest import bind, with_user_namespace
 from tests.e2e.runtime.conftest import Pipes
 from tests.harness.images import compile_static
 
@@ -78,10 +78,17 @@ def started_watcher(runner: Runner, out: Path) -> Container:
     return container
 
 
-def share_pids(bundle: Bundle, container: Container) -> None:
+def join(bundle: Bundle, container: Container, kind: str) -> None:
+    """Let `bundle` have that namespace of the container, where it has one at all."""
     for namespace in bundle.config["linux"]["namespaces"]:
-        if namespace["type"] == "pid":
-            namespace["path"] = f"/proc/{container.pid}/ns/pid"
+        if namespace["type"] == kind:
+            namespace["path"] = f"/proc/{container.pid}/ns/{kind}"
+            if kind == "user":
+                del bundle.config["linux"]["uidMappings"], bundle.config["linux"]["gidMappings"]
+
+
+def share_pids(bundle: Bundle, container: Container) -> None:
+    join(bundle, container, "pid")
 
 
 def test_a_container_sees_nothing_of_the_host_while_another_one_joins_its_pid_namespace(
@@ -115,27 +122,45 @@ def slow_maker(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("slow_maker")
 def test_whoever_is_traced_there_has_no_way_back_to_the_hosts_root(runner: Runner, out: Path) -> None:
     """A chroot is left by who may trace the one that is in it; what has no other root mounted cannot be left."""
+    tried = traced(runner, out, runner.bundle("true"))
+    assert ["manor:[1:PROC]", "0"] in [each[:2] for each in tried]
+    assert all(each[2] == f"-{errno.ENOENT}" for each in tried), tried
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the tracer knows the registers of x86-64")
+@pytest.mark.usefixtures("slow_maker")
+def test_nobody_is_traced_there_from_a_user_namespace(runner: Runner, out: Path) -> None:
+    """There the procfs has to be made in sight of the host's, so that the maker must not be traceable at all."""
+    joining = runner.bundle("true")
+    with_user_namespace(joining)
+    tried = traced(runner, out, joining)
+    assert ["manor:[1:PROC]", "refused"] in tried
+    assert {each[1] for each in tried} == {"refused"}, tried
+
+
+def traced(runner: Runner, out: Path, joining: Bundle) -> list[list[str]]:
+    """What a tracer says of the stages of `joining`, which joins its PID namespace, and its user namespace if any."""
     bundle = runner.bundle("/tracer", f"{out.parent}/marker/file")
     (bundle.rootfs / "tracer").write_bytes(compile_static("tracer"))
     (bundle.rootfs / "tracer").chmod(0o755)
-    bundle.config["mounts"].append(bind(out, "/out"))
+    bundle.config["mounts"] += [bind(out, "/out"), bind(joining.rootfs, "/other")]
     for kind in ("bounding", "effective", "permitted"):
         bundle.config["process"]["capabilities"][kind].append("CAP_SYS_PTRACE")
+    if "uidMappings" in joining.config["linux"]:
+        with_user_namespace(bundle)
     with Pipes() as pipes:
         tracer = runner.create(bundle, pipes.stdio)
         pipes.close_far_ends()
         run(start(tracer))
-        joining = runner.bundle("true")
-        share_pids(joining, tracer)
+        for kind in ("user", "pid"):
+            join(joining, tracer, kind)
         assert runner.run(joining).code == 0
         (out / "stop").touch()
         told = pipes.collect(tracer.pid).stdout.splitlines()
     tracer.ended()
     runner.delete(tracer)
     assert told[0] == "ready"
-    tried = [line.split() for line in told[1:]]
-    assert ["manor:[1:PROC]", "0"] in [each[:2] for each in tried], told
-    assert all(opened == f"-{errno.ENOENT}" for _name, _made, opened in tried), told
+    return [line.split() for line in told[1:]]
 
 
 def test_the_procfs_shows_the_processes_of_the_namespace_that_is_joined(runner: Runner) -> None:

@@ -4,7 +4,8 @@
  *
  * Every process of ours that shows up is traced once: made to leave its root by the oldest way there is (chroot below the
  * working directory, then up), and to open MARKER, a path of the host's. A line of stdout for each tells what it
- * calls itself, whether it made the directory "below" (0) and what opening gave. With /out/stop it ends.
+ * calls itself, whether it made the directory "below" (0) and what opening gave. Where tracing is refused the line says
+ * so, and that directory is made in /other, which is the root of who is waited for. With /out/stop it ends.
  */
 #include <ctype.h>
 #include <dirent.h>
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ptrace.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -95,13 +97,18 @@ static void escape(pid_t pid, const char *name, const char *marker) {
 static void take_over(pid_t pid, const char *marker) {
     char path[64], name[32] = "?";
     int status, length, file;
-    if (ptrace(PTRACE_SEIZE, pid, 0, PTRACE_O_TRACESYSGOOD) < 0)
-        return;
     snprintf(path, sizeof path, "/proc/%d/comm", pid);
     if ((file = open(path, O_RDONLY)) >= 0) {
         if ((length = read(file, name, sizeof name - 1)) > 0)
             name[length - 1] = 0;
         close(file);
+    }
+    if (ptrace(PTRACE_SEIZE, pid, 0, PTRACE_O_TRACESYSGOOD) < 0) {
+        if (errno == EPERM) {
+            printf("%s refused\n", name);
+            mkdir("/other/below", 0755);
+        }
+        return;
     }
     ptrace(PTRACE_INTERRUPT, pid, 0, 0);
     if (waitpid(pid, &status, __WALL) < 0 || !WIFSTOPPED(status))
