@@ -2,6 +2,7 @@
 
     plan      pure: RootfsPlan from Spec, bundle and CgroupView; mount options mean something here
     apply     in the new mount namespace, still on the host's root: propagation, root, mounts, devices
+    filesystem  a new one, detached, however long its options are
     device_plan  pure: which nodes
     devices   nodes, symlinks and the console's place in /dev
     copy_up   what an image has where a tmpfs is going to be

@@ -18,6 +18,7 @@ from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, Root, clean, openat2
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.rootfs.copy_up import copy_tree
 from runtime.rootfs.devices import make_console_place, make_devices
+from runtime.rootfs.filesystem import make_filesystem
 from runtime.rootfs.plan import BindStep, FilesystemStep, check_proc
 from runtime.spec.checks import named
 
@@ -193,9 +194,9 @@ def _mount_filesystem(mounted: MountedRoot, step: FilesystemStep) -> None:
         _check_target(mounted, target, step, step.type)
         try:
             if step.type == "proc" and mounted.make_inside is not None:
-                mount = mounted.make_inside(mounted.root, lambda: _make_filesystem(step, options))
+                mount = mounted.make_inside(mounted.root, lambda: make_filesystem(step, options, target))
             else:
-                mount = _make_filesystem(step, options)
+                mount = make_filesystem(step, options, target)
         except OSError as error:
             if step.instead is None or error.errno not in (errno.EPERM, errno.EBUSY):
                 raise
@@ -224,23 +225,6 @@ def _find_directory(root: Root, step: FilesystemStep) -> tuple[OwnedFd, tuple[tu
         return root.make_directories(step.destination), step.options
     mode = stat.S_IMODE(os.fstat(target.fileno()).st_mode)
     return target, (("mode", f"{mode:o}"), *step.options)
-
-
-def _make_filesystem(step: FilesystemStep, options: tuple[tuple[str, str | None], ...]) -> OwnedFd:
-    with m.fsopen(step.type) as context:
-        fd = context.fileno()
-        try:
-            if step.source is not None:
-                m.fsconfig_set(fd, "source", step.source)
-            for key, value in options:
-                m.fsconfig_set(fd, key, value)
-            m.fsconfig_create(fd)
-            return m.fsmount(fd, step.attributes)
-        except OSError as error:
-            said = m.fs_message(fd)
-            if said:
-                error.strerror = f"{error.strerror} ({said})"
-            raise
 
 
 def _open_source(mounted: MountedRoot, step: BindStep, number: int) -> OwnedFd:

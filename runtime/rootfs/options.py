@@ -247,3 +247,14 @@ def filesystem_options(options: MountOptions) -> tuple[tuple[str, str | None], .
             if key:
                 made.append((key, value if equals else None))
     return tuple(made)
+
+
+def mount2_options(settings: tuple[tuple[str, str | None], ...]) -> tuple[int, str]:
+    """The same for mount(2): MS_* flags, and what is left in one text."""
+    flags, words = 0, []
+    for key, value in settings:
+        flag = next((flag for flag, name in _FILESYSTEM_FLAGS if (name, None) == (key, value)), 0)
+        flags |= flag
+        if not flag:
+            words.append(key if value is None else f"{key}={value}")
+    return flags, ",".join(words)

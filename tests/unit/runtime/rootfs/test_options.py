@@ -12,6 +12,7 @@ from runtime.rootfs.options import (
     bind_change,
     filesystem_options,
     gentle_bind_change,
+    mount2_options,
     new_mount_attributes,
     parse_options,
     unwanted_atime,
@@ -50,6 +51,12 @@ def test_flags_of_a_file_system_are_its_options_as_well() -> None:
         ("lazytime", None),
         ("gid", "5"),
     )
+
+
+def test_for_mount2_flags_of_a_file_system_are_no_words() -> None:
+    settings = filesystem_options(parse_options(("ro", "lowerdir=/a:/b", "userxattr", "sync", "nosuid")))
+    assert mount2_options(settings) == (m.MS_RDONLY | m.MS_SYNCHRONOUS, "lowerdir=/a:/b,userxattr")
+    assert mount2_options((("ro", "1"),)) == (0, "ro=1")
 
 
 @pytest.mark.parametrize(
