@@ -32,6 +32,7 @@ _WORLD = (
     "unshare cgroup namespace",
     "unshare time namespace",
     "make time namespace",
+    "open own namespaces",
     "set hostname",
     "set domainname",
     "bring up",

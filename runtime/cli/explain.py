@@ -30,7 +30,7 @@ from runtime.stages.plan import DIRECT, Stdio
 from runtime.stages.stage0_parent import choose_shape
 from runtime.stages.stage1_namespaces import LATE_KINDS
 from runtime.sysctls import plan_sysctls
-from runtime.user_mapping import plan_mapping
+from runtime.user_mapping import caller, plan_mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,6 +193,8 @@ def _world(plans: Plans) -> list[Act]:
     if new & c.CLONE_NEWTIME:
         offsets = plan_time_offsets(spec).splitlines()
         acts.append(Act(INIT, "make time namespace", ({"offsets": offsets},) if offsets else ()))
+    if caller() is not None:
+        acts.append(Act(INIT, "open own namespaces"))
     for name in ("hostname", "domainname"):
         value = getattr(spec, name)
         if value is not None:

@@ -198,6 +198,7 @@ def _plan_landlord(
         monotonic_offset_ns=monotonic_offset_ns(spec),
         process=process,
         gate=gate,
+        lets_in=gate is not None and caller() is not None,
         keyring=request.options.keyring,
         sibling=request.sibling,
         joins=open_joins(namespaces),  # last: what comes before may refuse, and has nothing to close

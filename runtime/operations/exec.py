@@ -12,6 +12,7 @@ from runtime.container import Tenant
 from runtime.errors import CgroupError, ManorError, StageError
 from runtime.linux.process import start_time
 from runtime.operations.attend import notify
+from runtime.operations.gate import knock_to_enter
 from runtime.operations.process_plan import (
     complete,
     lend_oom_score,
@@ -24,7 +25,9 @@ from runtime.record import replace
 from runtime.stages.direct import BIND
 from runtime.stages.plan import TenantPlan
 from runtime.stages.stage0_parent import HostSide, choose_tenant_shape, launch_tenant
+from runtime.stages.start_gate import close_doors
 from runtime.trace import Timeline
+from runtime.user_mapping import caller
 from runtime.waiting import Sleep
 
 TYPE_CHECKING = False
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from runtime.operations.process_plan import LimitsPlan
     from runtime.spec.model import Process
     from runtime.stages.stage0_parent import Launched
+    from runtime.stages.start_gate import Door
     from runtime.waiting import Operation
 
 # A process that has moved on leaves its cgroup a little later.
@@ -57,6 +61,7 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
     timeline = Timeline()
     affinity = plan_affinity(container, request.process)
     stdio, null = complete(request.stdio)
+    doors = yield from _doors(container)
     try:
         plan = TenantPlan(
             container_id=container.id,
@@ -68,10 +73,12 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
                 container.host, request.process, container.terms, stdio, options.preserved_fds
             ),
             keyring=options.keyring and container.terms.keyring,
+            doors=doors,
         )
         timeline.mark("plan")
         launched = yield from _launch(container, request, plan, timeline)
     finally:
+        close_doors(doors)
         if null is not None:
             null.close()
     try:
@@ -80,6 +87,13 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
         started = 0  # it has run, ended and been reaped already: nobody can mistake it for another
     launched.warnings += affinity.warnings + plan.process.credentials.warnings
     return Tenant(launched, started, timeline.marks())
+
+
+def _doors(container: Container) -> Operation[tuple[Door, ...]]:
+    """The namespaces of an init at its start gate, where we may not enter them by its pid: we are not root."""
+    if container.status != state.CREATED or container.start_gate is not None or caller() is None:
+        return ()
+    return (yield from knock_to_enter(container.directory()))
 
 
 def _launch(

@@ -7,7 +7,7 @@ import _signal
 from runtime import state
 from runtime.errors import ManorError, NotFound
 from runtime.operations.attend import run_poststart
-from runtime.operations.gate import knock
+from runtime.operations.gate import knock_to_start
 from runtime.operations.kill import kill
 from runtime.stages.stage0_parent import STAGE_TIMEOUT_S, Launched, start_landlord
 from runtime.trace import Timeline
@@ -24,7 +24,9 @@ def start(container: Container) -> Operation[None]:
     launched = container.start_gate
     if launched is None:
         # Made by another process: we come to the gate from outside.
-        launched = Launched(container.pid, container.pidfd, knock(container.directory(), container.id))
+        launched = Launched(
+            container.pid, container.pidfd, knock_to_start(container.directory(), container.id)
+        )
     timeline = Timeline()
     container.become(state.RUNNING)
     container.start_gate = None

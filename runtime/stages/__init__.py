@@ -5,6 +5,7 @@ Three processes, one file each, as in runc and youki:
     stage0_parent      the shim or the command line: clones, answers requests, waits for "ready"
     stage1_namespaces  1:INTER: cgroup, user and PID namespace, clones stage 2 as its sibling, exits
     stage2_init        2:INIT of a landlord: rootfs, pivot, credentials, start gate, execve
+    start_gate         what init does there until somebody starts it
     stage2_exec        2:INIT of a tenant: joins the landlord's namespaces, credentials, execve
     mount_sources      0:MOUNT: opens for init what only the host's side may, on init's request
     shared_pids        what 1:INTER does for an init that joins a PID namespace by path: all up to the pivot

@@ -31,6 +31,7 @@ from runtime.stages.stage1_namespaces import (
 )
 from runtime.stages.stage2_exec import become_tenant
 from runtime.stages.stage2_init import become_init
+from runtime.stages.start_gate import close_doors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,10 +86,11 @@ def launch_tenant(
     def run(step: Step) -> None:
         enter_tenants_cgroups(step, plan, entry)
         enter_landlords_namespaces(step, plan)
+        close_doors(plan.doors)
         become_tenant(step, plan, far)
 
     keep = tenant_fds(plan, entry)
-    pid_fd = plan.landlord_pidfd if plan.kinds & c.CLONE_NEWPID else -1
+    pid_fd = plan.door(c.CLONE_NEWPID) if plan.kinds & c.CLONE_NEWPID else -1
     return born_on(plan, lambda: _clone(run, near, far, keep, 0, born_in, pid_fd))
 
 
@@ -124,7 +126,8 @@ def kept(process: ProcessPlan, entry: CgroupEntry | None, *others: OwnedFd) -> t
 def tenant_fds(plan: TenantPlan, entry: CgroupEntry) -> tuple[int, ...]:
     """What the first stage of a tenant needs."""
     transient = () if plan.cpuset is None else plan.cpuset.fds()
-    return (*kept(plan.process, entry), plan.landlord_pidfd, *transient)
+    doors = (fd.fileno() for _kind, fd in plan.doors)
+    return (*kept(plan.process, entry), plan.landlord_pidfd, *doors, *transient)
 
 
 def landlord_fds(plan: LandlordPlan) -> list[OwnedFd]:

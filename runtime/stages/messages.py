@@ -91,6 +91,18 @@ class Start(Record):
     """Main → 2:INIT of a landlord: run the program now."""
 
 
+class Knock(Record):
+    """Who comes to the start gate → 2:INIT: what for (`start_gate`)."""
+
+    purpose: str
+
+
+class Namespaces(Record):
+    """2:INIT → who came to enter: its namespaces, which come along; `kinds` are their CLONE_NEW* flags, by spaces."""
+
+    kinds: str
+
+
 class Created(Record):
     """0:CREATE → main: the container is behind its start gate; `fds` names what comes along, by spaces."""
 
@@ -126,6 +138,8 @@ KINDS = {
         Listener,
         Ready,
         Start,
+        Knock,
+        Namespaces,
         Created,
         Failed,
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.rootfs.plan import RootfsPlan
     from runtime.seccomp import Filter
     from runtime.spec.model import ConsoleSize
+    from runtime.stages.start_gate import Door
     from runtime.sysctls import SysctlWrite
     from runtime.user_mapping import UserMapping
 
@@ -62,7 +63,8 @@ class LandlordPlan(Record):
     `asks_host`: stage 0 has something to do once the mounts stand, or init is to run a hook, which must not begin
     before the limits are set. The hooks, and what takes over network devices, are calls: few containers have them, and
     the stages need not know how they are done. `gate` is the listening socket that init waits at; without one, the
-    process that has made it starts it. `keyring`: it gets a session keyring of its own.
+    process that has made it starts it. `lets_in`: it gives its namespaces there to who could not enter them otherwise.
+    `keyring`: it gets a session keyring of its own.
     """
 
     id: str
@@ -81,6 +83,7 @@ class LandlordPlan(Record):
     create_container_hooks: Callable[[], None] | None = None
     start_container_hooks: Callable[[], None] | None = None
     gate: OwnedFd | None = None
+    lets_in: bool = False
     keyring: bool = True
     sibling: bool = False
 
@@ -88,7 +91,8 @@ class LandlordPlan(Record):
 class TenantPlan(Record):
     """An exec: a process that joins the namespaces `kinds` of the landlord behind `landlord_pidfd`.
 
-    `cpuset` is entered before its cgroup, to be bound to CPUs that we may not use ourselves.
+    `cpuset` is entered before its cgroup, to be bound to CPUs that we may not use ourselves. `doors` are those
+    namespaces where the landlord has given them, the user namespace first: they are entered by those instead.
     """
 
     container_id: str
@@ -99,3 +103,8 @@ class TenantPlan(Record):
     process: ProcessPlan
     keyring: bool = True
     cpuset: TransientCpuset | None = None
+    doors: tuple[Door, ...] = ()
+
+    def door(self, kind: int) -> int:
+        """What the landlord's namespace of `kind` is entered by: setns(2) takes a pidfd as well as a namespace."""
+        return next((fd.fileno() for each, fd in self.doors if each == kind), self.landlord_pidfd)

@@ -22,7 +22,12 @@ from runtime.stages.channel import channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.messages import Source
 from runtime.stages.stage1_namespaces import enter_pid_namespace
-from runtime.stages.stage2_init import enter_late_namespaces, enter_remaining_namespaces, make_world
+from runtime.stages.stage2_init import (
+    enter_late_namespaces,
+    enter_remaining_namespaces,
+    make_world,
+    open_own_doors,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan
+    from runtime.stages.start_gate import Door
 
 MAKER = "1:PROC"
 
@@ -95,12 +101,15 @@ def _make(make: Callable[[], OwnedFd], main: Channel) -> None:
         main.send(Source(), (mount.fileno(),))
 
 
-def make_shared_world(step: Step, plan: LandlordPlan, main: Channel) -> MountedRoot:
+def make_shared_world(step: Step, plan: LandlordPlan, main: Channel) -> tuple[MountedRoot, tuple[Door, ...]]:
     """1:INTER's part of an init: all up to the pivot. Our next child is the one that is born into the namespace."""
     enter_remaining_namespaces(step, plan)
     enter_late_namespaces(step, plan)
     (namespace,) = (fd for join, fd in plan.joins if join.kind == c.CLONE_NEWPID)
+    doors = open_own_doors(step, plan, plan.namespaces.kinds & ~c.CLONE_NEWPID)
+    if plan.lets_in:
+        doors += ((c.CLONE_NEWPID, OwnedFd(os.dup(namespace.fileno()))),)
     mounted = make_world(step, plan, main, InsideMaker(namespace))
     enter_pid_namespace(step, 0, plan.joins)
     close_all(fd for _join, fd in plan.joins)
-    return mounted
+    return mounted, doors

@@ -19,6 +19,7 @@ from runtime.linux.sched import reset_affinity, sched_setaffinity
 from runtime.namespaces import enter
 from runtime.record import Record
 from runtime.stages.messages import InitPid, MappingRequest, MappingWritten
+from runtime.stages.start_gate import close_doors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -202,8 +203,9 @@ def become_intermediate_of_tenant(
     enter_landlords_namespaces(step, plan)
     if plan.kinds & c.CLONE_NEWPID:
         step.begin("join pid namespace", f"of process {plan.landlord_pid}")
-        setns(plan.landlord_pidfd, c.CLONE_NEWPID)
+        setns(plan.door(c.CLONE_NEWPID), c.CLONE_NEWPID)
     os.close(plan.landlord_pidfd)
+    close_doors(plan.doors)
     step.begin("clone init")
     report_init(main, *clone_init())
 
@@ -217,13 +219,17 @@ def report_init(main: Channel, pid: int, pidfd: int) -> None:
 def enter_landlords_namespaces(step: Step, plan: TenantPlan) -> None:
     """All of the container's namespaces but PID, in one call (Linux 5.8): the kernel enters the user namespace first.
 
-    It also moves our root and working directory to the container's.
+    It also moves our root and working directory to the container's. Where init has given them, one by one.
     """
     step.begin("join namespaces", f"of process {plan.landlord_pid}")
     if not plan.kinds & c.CLONE_NEWNS:
         enter_landlords_root(plan)
     kinds = plan.kinds & ~c.CLONE_NEWPID
-    if kinds:  # EINVAL for none, as in a container that shares all with the host
+    if plan.doors:
+        for kind, fd in plan.doors:
+            if kind & kinds:
+                setns(fd.fileno(), kind)
+    elif kinds:  # EINVAL for none, as in a container that shares all with the host
         setns(plan.landlord_pidfd, kinds)
     if plan.kinds & c.CLONE_NEWUSER:
         become_root_inside()

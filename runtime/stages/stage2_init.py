@@ -6,7 +6,6 @@ start gate. The order of the steps is the security of the container; where it ma
 
 from __future__ import annotations
 
-import _signal
 import _socket
 import fcntl
 import os
@@ -23,25 +22,35 @@ from runtime.stages.messages import HostDone, HostRequest, Start
 from runtime.stages.mount_sources import HostsSources
 from runtime.stages.program import announce, prepare_program, run_program
 from runtime.stages.stage1_namespaces import LATE_KINDS
+from runtime.stages.start_gate import await_start, open_doors
 from runtime.sysctls import apply_sysctls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import NoReturn
 
     from runtime.rootfs.apply import MakeInside, MountedRoot
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan
+    from runtime.stages.start_gate import Door
 
 
 def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
     """The list of steps of a container's start, in order. `namespaces` not made by the clone are entered by now."""
     enter_late_namespaces(step, plan)
     close_all(fd for _join, fd in plan.joins)
+    doors = open_own_doors(step, plan, plan.namespaces.kinds)
     mounted = make_world(step, plan, main)
-    finish_init(step, plan, mounted, main)
+    finish_init(step, plan, mounted, doors, main)
+
+
+def open_own_doors(step: Step, plan: LandlordPlan, kinds: int) -> tuple[Door, ...]:
+    """What a tenant is to be let in by while we wait at the start gate, if we are to: our namespaces of `kinds`."""
+    if not plan.lets_in:
+        return ()
+    step.begin("open own namespaces")
+    return open_doors(kinds)
 
 
 def make_world(
@@ -72,7 +81,9 @@ def make_world(
     return mounted
 
 
-def finish_init(step: Step, plan: LandlordPlan, mounted: MountedRoot, main: Channel) -> NoReturn:
+def finish_init(
+    step: Step, plan: LandlordPlan, mounted: MountedRoot, doors: tuple[Door, ...], main: Channel
+) -> NoReturn:
     """In the container's root: what is left of its protection, then the program."""
     step.begin("make working directory", plan.process.cwd)
     make_cwd(mounted)
@@ -86,41 +97,9 @@ def finish_init(step: Step, plan: LandlordPlan, mounted: MountedRoot, main: Chan
     prepared = prepare_program(step, plan.process, main, landlord=True)
     announce(step, prepared, main)
     if plan.gate is not None:
-        main.continue_with(with_signals_in_force(accept, plan.gate))  # who starts us is told how it went
+        main.continue_with(await_start(plan.gate, doors))  # who starts us is told how it went
     main.expect(Start)
     run_program(step, prepared, plan.start_container_hooks)
-
-
-def with_signals_in_force(wait: Callable[[OwnedFd], OwnedFd], gate: OwnedFd) -> OwnedFd:
-    """`wait` at the `gate`, but let signals that end a process end this one meanwhile: a container can be stopped.
-
-    As the first process of a PID namespace it is spared all signals that it has no handler for.
-    """
-    for number in ENDING_SIGNALS:
-        _signal.signal(number, lambda caught, _frame: os._exit(128 + caught))
-    before = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ENDING_SIGNALS)
-    caller = wait(gate)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
-    for number in ENDING_SIGNALS:
-        _signal.signal(number, _signal.SIG_DFL)
-    return caller
-
-
-ENDING_SIGNALS = (
-    *(_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGUSR1, _signal.SIGUSR2),
-    *(_signal.SIGALRM, _signal.SIGTERM),
-)
-
-
-def accept(gate: OwnedFd) -> OwnedFd:
-    """Wait for whoever starts this container (no time limit: a created container may stay one for ever)."""
-    listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, gate.fileno())
-    try:
-        number, _peer = listening._accept()  # type: ignore[attr-defined]  # noqa: SLF001
-    finally:
-        listening.detach()
-    gate.close()
-    return OwnedFd(number)
 
 
 def enter_late_namespaces(step: Step, plan: LandlordPlan) -> None:

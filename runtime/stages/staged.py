@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan, TenantPlan
+    from runtime.stages.start_gate import Door
 
 
 def launch_landlord(plan: LandlordPlan, cgroup: CgroupJoin, born_in: OwnedFd | None) -> Channels:
@@ -53,20 +54,21 @@ def _launch_into_shared_pids(
     plan: LandlordPlan, entry: CgroupEntry, keep: tuple[int, ...], born_in: OwnedFd | None
 ) -> Channels:
     """The same where init joins a PID namespace by path: it is not born before its root is made (`shared_pids`)."""
-    made: list[MountedRoot] = []
+    made: list[tuple[MountedRoot, tuple[Door, ...]]] = []
     init_keep = [*kept(plan.process, None), *(fd.fileno() for fd in landlord_fds(plan) if fd is plan.gate)]
 
     def run_inter(step: Step, main: Channel, clone_init: Callable[[], tuple[int, int]]) -> None:
         def make_world_first() -> tuple[int, int]:
-            made.append(make_shared_world(step, plan, main))
-            init_keep.extend(made[0].filenos())
+            mounted, doors = make_shared_world(step, plan, main)
+            made.append((mounted, doors))
+            init_keep.extend((*mounted.filenos(), *(fd.fileno() for _kind, fd in doors)))
             step.begin("clone init")
             return clone_init()
 
         become_intermediate_of_landlord(step, plan, entry, main, make_world_first)
 
     def run_init(step: Step, main: Channel) -> None:
-        finish_init(step, plan, made[0], main)
+        finish_init(step, plan, *made[0], main)
 
     return _clone(run_inter, run_init, keep, init_keep, born_in, plan.sibling)
 

@@ -42,11 +42,14 @@ from tests.harness.bundles import Bundle
 NUMBER = errno.EMEDIUMTYPE  # one that no step fails with by itself
 
 _EXCLUSIVE = "takes CPUs that belong to another exclusive set: tests/e2e/cgroups/test_tenants.py"
+_ROOTLESS = "takes who is not root: tests/e2e/rootless"
 # Steps that none of the configurations here leads to, and why.
 ELSEWHERE: dict[Place, str] = {
     ("main", "prepare root file system"): "shim's: tests/e2e/shim",
     ("inter", "set up network devices"): "takes a device to give away: tests/e2e/runtime",
     ("init", "set up network devices"): "takes a device to give away: tests/e2e/runtime",
+    ("inter", "open own namespaces"): _ROOTLESS,
+    ("init", "open own namespaces"): _ROOTLESS,
     ("inter", "enter cpuset of the initial CPUs"): _EXCLUSIVE,
     ("init", "enter cpuset of the initial CPUs"): _EXCLUSIVE,
     ("main", "remove resctrl group"): "takes a CPU with Resource Director Technology",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,6 +43,77 @@ def test_its_life_goes_step_by_step_too(scene: Scene, whole: bool) -> None:
     scene.oci.await_status(name, "stopped")
     scene.ok("delete", name)
     assert scene.run("state", name).code == 1
+
+
+@both
+def test_it_can_be_entered_before_it_is_started(scene: Scene, whole: bool) -> None:
+    kinds = ("user", "mnt", "pid", "ipc", "uts", "cgroup")
+    script = f"for each in {' '.join(kinds)}; do readlink /proc/self/ns/$each; done"
+    bundle = scene.bundle("sleep", "1000", whole=whole)
+    name = bundle.path.name
+    scene.ok("create", "--bundle", bundle.path, name)
+    for _ in range(2):
+        assert scene.ok("exec", name, "id", "-u") == "0\n"
+        assert json.loads(scene.ok("state", name))["status"] == "created"
+    before = scene.ok("exec", name, "sh", "-c", script).split()
+    assert len(before) == len(kinds)
+    assert not set(before) & {os.readlink(f"/proc/self/ns/{kind}") for kind in kinds}
+    scene.ok("start", name)
+    assert scene.ok("exec", name, "sh", "-c", script).split() == before
+    scene.ok("delete", "--force", name)
+
+
+@pytest.mark.manor_only("runc's init can be traced there, or not be entered")
+def test_one_that_joins_namespaces_can_be_entered_before_it_is_started(scene: Scene) -> None:
+    landlord = scene.bundle("sleep", "1000", whole=True)
+    first = landlord.path.name
+    scene.ok("create", "--bundle", landlord.path, first)
+    scene.ok("start", first)
+    pid = json.loads(scene.ok("state", first))["pid"]
+
+    def beside(config: dict[str, Any]) -> None:
+        linux = config["linux"]
+        del linux["uidMappings"], linux["gidMappings"]
+        names = {"user": "user", "pid": "pid", "ipc": "ipc"}
+        for each in linux["namespaces"]:
+            if each["type"] in names:
+                each["path"] = f"/proc/{pid}/ns/{names[each['type']]}"
+
+    bundle = scene.bundle("sleep", "2000", whole=True, change=beside)
+    name = bundle.path.name
+    scene.ok("create", "--bundle", bundle.path, name)
+    script = "for each in user pid ipc mnt; do readlink /proc/self/ns/$each; done"
+    theirs = scene.ok("exec", first, "sh", "-c", script).split()
+    ours = scene.ok("exec", name, "sh", "-c", script).split()
+    assert (ours[:3], ours[3] == theirs[3]) == (theirs[:3], False)
+    scene.ok("start", name)
+    assert "sleep 2000" in scene.ok("exec", first, "ps", "-o", "args")
+    scene.ok("delete", "--force", name)
+    scene.ok("delete", "--force", first)
+
+
+@pytest.mark.manor_only("runc's init can be traced there, or not be entered")
+@pytest.mark.parametrize("user", [None, 1000])
+def test_a_tenant_of_one_that_is_not_started_sees_nothing_of_the_runtime(
+    scene: Scene, user: int | None
+) -> None:
+    def as_somebody(config: dict[str, Any]) -> None:
+        if user is not None:
+            config["process"]["user"] = {"uid": user, "gid": user}
+
+    bundle = scene.bundle("true", whole=True, change=as_somebody)
+    name = bundle.path.name
+    scene.ok("create", "--bundle", bundle.path, name)
+    script = """
+        for each in exe cwd root ns/mnt ns/user; do readlink /proc/1/$each && echo $each; done
+        for each in fd map_files; do ls /proc/1/$each && echo listed; done
+        head -c 1 /proc/1/mem && echo memory
+        cat /proc/1/environ && echo environment
+        echo done
+    """
+    assert scene.ok("exec", name, "sh", "-c", script) == "done\n"
+    assert scene.ok("exec", "--user", "0", name, "sh", "-c", script) == "done\n"
+    scene.ok("delete", "--force", name)
 
 
 def test_it_can_be_another_user_of_its_ranges(scene: Scene) -> None:
