@@ -16,18 +16,24 @@ from runtime.errors import MountError, StageError
 from runtime.linux import mount as linux
 from runtime.linux.fds import OwnedFd
 from runtime.record import Record
-from runtime.rootfs.options import parse_options
+from runtime.rootfs.options import bind_change, parse_options
 from runtime.stages.channel import ChannelClosed, channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.waiting import Claim, Exit, Readable
+from shim.mapped_mounts import MappedMount, split_layers, take_maps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TypeAlias
 
+    from runtime.rootfs.options import MountOptions
     from runtime.stages.clone import Step
     from runtime.waiting import Operation
     from shim.api.types import Mount
+    from shim.mapped_mounts import IdMaps
+
+    AnyStep: TypeAlias = "MountStep | MappedMount"
 
 TIMEOUT_S = 60.0
 # mount(2) takes one page of options; a little is left for what the kernel adds.
@@ -46,23 +52,41 @@ class MountStep(Record):
     base: str = ""
 
 
-def plan(mounts: Sequence[Mount], rootfs: str) -> tuple[MountStep, ...]:
+def plan(mounts: Sequence[Mount], rootfs: str) -> tuple[AnyStep, ...]:
     """What to call for `mounts` below `rootfs`, in order. MountError for what can't be mounted there."""
     return tuple(_plan_one(mount, rootfs) for mount in mounts)
 
 
-def _plan_one(mount: Mount, rootfs: str) -> MountStep:
+def _plan_one(mount: Mount, rootfs: str) -> AnyStep:
     if mount.target and ".." in mount.target.split("/"):
         raise MountError(f"mount {mount.source}: target {mount.target} leads out of the root")
     target = f"{rootfs}/{mount.target.strip('/')}" if mount.target.strip("/") else rootfs
-    options = parse_options(tuple(mount.options))
+    maps, rest = take_maps(list(mount.options))
+    options = parse_options(tuple(rest))
+    if maps is not None:
+        return _plan_mapped(mount, target, options, maps)
     base, words = "", list(options.data)
     if mount.type == "overlay" and sum(len(word) + 1 for word in words) > _MAX_DATA:
         base, words = _shorten_overlay(words)
+    return MountStep(mount.source, target, mount.type, options.flags, _data(mount, target, words), base)
+
+
+def _plan_mapped(mount: Mount, target: str, options: MountOptions, maps: IdMaps) -> MappedMount:
+    words: list[str] = list(options.data)
+    layers: list[str] = []
+    if mount.type == "overlay":
+        layers, words = split_layers(words)
+    change = bind_change(options) if options.bind else None
+    data = _data(mount, target, words)
+    attributes = 0 if change is None else change.set
+    return MappedMount(mount.source, target, mount.type, options.flags, data, maps, attributes, tuple(layers))
+
+
+def _data(mount: Mount, target: str, words: list[str]) -> str:
     data = ",".join(words)
     if len(data) > _MAX_DATA:
         raise MountError(f"mount {mount.type} on {target}: {len(data)} bytes of options are too many")
-    return MountStep(mount.source, target, mount.type, options.flags, data, base)
+    return data
 
 
 def _shorten_overlay(words: list[str]) -> tuple[str, list[str]]:
@@ -78,13 +102,16 @@ def _shorten_overlay(words: list[str]) -> tuple[str, list[str]]:
     return "", words
 
 
-def mount_all(steps: Sequence[MountStep]) -> None:
+def mount_all(steps: Sequence[AnyStep]) -> None:
     """Mount, in this process. MountError with source and target, and nothing left mounted, when one fails."""
     done: list[str] = []
     try:
         for one in steps:
             try:
-                _mount(one)
+                if isinstance(one, MappedMount):
+                    one.mount()
+                else:
+                    _mount(one)
             except OSError as error:
                 cause = os.strerror(error.errno or 0)
                 raise MountError(f"mount {one.source} on {one.target}: {cause}") from error

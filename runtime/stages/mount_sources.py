@@ -87,7 +87,7 @@ def launch_opener(plan: RootfsPlan, init_pidfd: OwnedFd, socket: OwnedFd) -> tup
 
 def _serve(step: Step, plan: RootfsPlan, init_pidfd: OwnedFd, init: Channel) -> None:
     step.begin("make user namespaces for id-mapped mounts")
-    sources = Sources(plan.root, plan.steps, _make_user_namespace)
+    sources = Sources(plan.root, plan.steps, make_user_namespace)
     step.begin("join the mount namespace of the container")
     setns(init_pidfd.fileno(), c.CLONE_NEWNS)
     while True:
@@ -100,8 +100,11 @@ def _serve(step: Step, plan: RootfsPlan, init_pidfd: OwnedFd, init: Channel) -> 
             init.send(Source(), (tree.fileno(),))
 
 
-def _make_user_namespace(uid_map: str, gid_map: str) -> OwnedFd:
-    """A user namespace with these maps. A child is born in it, hands it over and ends; the descriptor keeps it."""
+def make_user_namespace(uid_map: str, gid_map: str) -> OwnedFd:
+    """A user namespace with these maps, in the kernel's format. OSError, MappingError.
+
+    A child is born in it, hands it over and ends; the descriptor keeps it.
+    """
     near, far = channel_pair(OPENER, HOLDER)
     try:
         pid, pidfd = clone_stage(HOLDER, lambda _step: _hold(far), far, (), c.CLONE_NEWUSER)

@@ -94,7 +94,7 @@ class Instance:
         """Make a new instance, after sweeping those whose owners are gone."""
         sweep()
         instance = cls(secrets.token_hex(3))
-        instance.directory.mkdir(mode=0o700)
+        instance.directory.mkdir(mode=0o711)
         own = process(os.getpid())
         assert own is not None
         owner = f"{own.pid} {own.start_time}\n"

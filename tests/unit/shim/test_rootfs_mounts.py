@@ -40,6 +40,7 @@ def test_many_layers_are_named_from_the_directory_they_have_in_common() -> None:
     layers = [f"{SNAPSHOTS}/{number}/fs" for number in range(100, 160)]
     mount = Mount("overlay", "overlay", "", ["upperdir=/u", f"lowerdir={':'.join(layers)}", "workdir=/w"])
     (step,) = plan([mount], "/r")
+    assert isinstance(step, MountStep)
     assert step.base == SNAPSHOTS
     assert step.data.startswith("upperdir=/u,lowerdir=100/fs:101/fs:")
     assert step.data.endswith(":159/fs,workdir=/w")
@@ -48,6 +49,7 @@ def test_many_layers_are_named_from_the_directory_they_have_in_common() -> None:
 
 def test_a_few_layers_are_left_as_they_are() -> None:
     (step,) = plan([Mount("overlay", "overlay", "", [f"lowerdir={SNAPSHOTS}/1/fs:{SNAPSHOTS}/2/fs"])], "/r")
+    assert isinstance(step, MountStep)
     assert step.base == ""
 
 
