@@ -15,6 +15,7 @@ from runtime.spec.json import JsonError, parse
 from shim.api import types
 from shim.api.bootstrap import LOG_LEVEL_DEBUG, BootstrapParams, BootstrapResult
 from shim.api.codec import CodecError, decode, encode
+from shim.options import KNOWN, type_name
 from shim.sockets import write_whole
 
 try:
@@ -139,9 +140,17 @@ def read_bootstrap(invocation: Invocation, environ: Mapping[str, str], stdin: by
         ttrpc_address=params.containerd_ttrpc_address or environ.get("TTRPC_ADDRESS", ""),
         debug=invocation.debug or params.log_level <= LOG_LEVEL_DEBUG,
         socket_dir=params.socket_dir or SOCKET_DIR,
-        options=extensions[0] if extensions else None,
+        options=_options_among(extensions),
         speaks_protobuf=True,
     )
+
+
+def _options_among(extensions: list[types.Any]) -> types.Any | None:
+    """The runtime's options, which are known by their type: an extension may be anything."""
+    for extension in extensions:
+        if type_name(extension) in KNOWN:
+            return extension
+    return None
 
 
 def _decode_params(stdin: bytes) -> BootstrapParams | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import _signal
 
 from runtime import operations, state
-from runtime.container import ExecRequest
+from runtime.container import CreateOptions, ExecRequest
 from runtime.errors import ConfigError, describe
 from runtime.record import replace
 from runtime.spec.load import load_process, load_resources
@@ -34,6 +34,7 @@ from shim.api.events import (
 from shim.errors import already_exists, failed_precondition, not_found, unimplemented
 from shim.log import ERROR, WARNING
 from shim.oom import OomWatch
+from shim.options import options_of
 from shim.process import CREATED, RUNNING, STOPPED, Process
 from shim.stdio import Streams
 from shim.tasks import Outcome, within
@@ -171,6 +172,7 @@ class Container:
         spec = replace(load_process(request.spec.value), terminal=request.terminal)
         streams = Streams(request.stdin, request.stdout, request.stderr, request.terminal)
         process = Process(self.pod, self.id, request.exec_id, streams, spec)
+        process.io_owner = self.init.io_owner
         self.execs[request.exec_id] = process
         self.pod.events.publish(TaskExecAdded(self.id, request.exec_id))
         return process
@@ -344,11 +346,13 @@ def create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[Co
 
 
 def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[Container]:
+    options = options_of(request.options, pod.handler)
     rootfs = rootfs_of(request.bundle)
     steps = rootfs_mounts.plan(request.rootfs, rootfs)
     init = Process(
         pod, request.id, "", Streams(request.stdin, request.stdout, request.stderr, request.terminal)
     )
+    init.io_owner = (options.io_uid, options.io_gid)
     try:
         io = yield from init.open_io(request.terminal)
         timeline.mark("open streams")
@@ -358,9 +362,11 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
             Stdio(*io.child_fds()),
             request.terminal,
             prepare=lambda: rootfs_mounts.mount_all(steps),
+            options=CreateOptions(no_pivot=options.no_pivot_root, keyring=not options.no_new_keyring),
         )
+        host = replace(pod.host, systemd_cgroup=True) if options.systemd_cgroup else pod.host
         with pod.reaper.hold():
-            runtime = yield from operations.create_apart(pod.host, apart)
+            runtime = yield from operations.create_apart(host, apart)
             timeline.add(runtime.marks)
             try:
                 return Container(pod, runtime, init, bool(steps))

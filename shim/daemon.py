@@ -12,19 +12,19 @@ import time
 
 from runtime.cgroups import detect_layout, open_cgroup
 from runtime.container import open_host
-from runtime.errors import InvalidArgument
+from runtime.errors import InvalidArgument, describe
 from runtime.linux.fds import OwnedFd
-from shim import bootstrap, info, sockets, spans
+from shim import bootstrap, info, sockets, spans, systemd
 from shim.api import task
-from shim.api.codec import CodecError, encode
-from shim.api.options import Options
-from shim.api.types import timestamp, unpack
+from shim.api.codec import encode
+from shim.api.types import timestamp
 from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
 from shim.delete import Remains
 from shim.events import Publisher
 from shim.exits import Reaper
-from shim.log import DEBUG, ERROR, Log
+from shim.log import DEBUG, ERROR, WARNING, Log
 from shim.loop import Loop
+from shim.options import read_handler, unheeded
 from shim.pod import Pod
 from shim.server import Server
 from shim.task_service import TaskService
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from runtime.cgroups import Layout
     from runtime.container import Host
     from shim.bootstrap import Bootstrap
+    from shim.options import Handler
     from shim.start_request import StartRequest
     from shim.tasks import Steps
 
@@ -114,6 +115,7 @@ def _path_of(directory: OwnedFd) -> str:
 def _start(request: StartRequest, invocation: Invocation) -> None:
     """Answer with the address of the pod's shim, and be that shim if there is none."""
     wanted = read_bootstrap(invocation, request.environ, request.stdin.read())
+    handler = read_handler(wanted.options)
     group = bootstrap.group_of(request.cwd_fd.fileno(), wanted.id)
     name = pod_name(wanted.grpc_address, wanted.namespace, group)
     path = f"{wanted.socket_dir}/{name}"
@@ -123,7 +125,9 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     try:
         layout = request.layout or detect_layout()
         if listener is not None:
-            _join_shim_cgroup(wanted, layout)
+            _join_shim_cgroup(handler.options.shim_cgroup, layout)
+            if handler.options.root:
+                sockets.place_pod(directory, handler.options.root)
             sockets.record_socket(directory, path)
         bootstrap.write_address(request.cwd_fd.fileno(), address)
         _answer(request, bootstrap.encode_answer(wanted, address))
@@ -136,27 +140,27 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
         return
     log = Log(f"{_path_of(request.cwd_fd)}/log", RUNTIME_NAME, wanted.debug)
     request.cwd_fd.close()
-    host = open_host(pod_directory(request.environ, name), f"{run_dir(request.environ)}/seccomp", layout)
+    filters = f"{run_dir(request.environ)}/seccomp"
+    host = open_host(directory, filters, layout, systemd=systemd.manager)
     traced = spans.enabled(request.environ)
-    Shim(listener, path, wanted, host, log, run_dir(request.environ), traced).serve()
+    for line in unheeded(handler.options):
+        log.write(WARNING, line)
+    Shim(listener, path, wanted, host, log, run_dir(request.environ), traced, handler).serve()
 
 
-def _join_shim_cgroup(wanted: Bootstrap, layout: Layout) -> None:
-    """Move this process where the handler's options want the shim. Only runc's options can say so."""
-    if wanted.options is None or not wanted.options.type_url.endswith(Options.NAME):
-        return
-    try:
-        path = unpack(wanted.options, Options).shim_cgroup
-    except CodecError as error:
-        raise InvalidArgument(f"runtime options: {error}") from error
+def _join_shim_cgroup(path: str, layout: Layout) -> None:
+    """Move this process where the handler's options want the shim, if they do: a cgroup that is there."""
     if not path:
         return
-    with open_cgroup(layout, path).open_join() as join:
-        join.enter_v1()
-        if join.v2_dir is not None:
-            procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=join.v2_dir.fileno())
-            with OwnedFd(procs):
-                os.write(procs, b"0")
+    try:
+        with open_cgroup(layout, path).open_join() as join:
+            join.enter_v1()
+            if join.v2_dir is not None:
+                procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=join.v2_dir.fileno())
+                with OwnedFd(procs):
+                    os.write(procs, b"0")
+    except OSError as error:
+        raise InvalidArgument(f"runtime options: ShimCgroup {path!r}: join {describe(error)}") from error
 
 
 class Shim:
@@ -171,6 +175,7 @@ class Shim:
         log: Log,
         state_dir: str,
         traced: bool,
+        handler: Handler,
     ) -> None:
         self._path = path
         self._log = log
@@ -182,6 +187,7 @@ class Shim:
             self._loop, wanted.ttrpc_address, wanted.namespace, log, lambda: reaper.holding
         )
         self._pod = Pod(self._loop, reaper, self._events, host, log, self._spans.emit, self.shutdown)
+        self._pod.handler = handler
         methods = TaskService(self._pod).methods()
         services = {task.SERVICE_V2: methods, task.SERVICE_V3: methods}
         self._server = Server(self._loop, listener, services, log)

@@ -11,13 +11,15 @@ import _signal
 import os
 
 from runtime import state
-from runtime.cgroups import open_cgroup
+from runtime.cgroups import Cgroup, open_cgroup
+from runtime.container import open_host
 from runtime.errors import ManorError, describe
 from runtime.operations.apart import read_config
 from runtime.operations.delete import remove_cgroup
+from runtime.operations.load import cgroup_asked_for
 from runtime.spec.load import load_spec
 from runtime.waiting import run
-from shim import rootfs_mounts
+from shim import rootfs_mounts, systemd
 from shim.container import rootfs_of
 from shim.sockets import NOTE_MARK, forget_pod
 
@@ -67,7 +69,7 @@ class Remains:
 
     def _remove(self, left: state.State, container_id: str) -> None:
         self._try("kill init", self._kill, left.pid, left.start_time)
-        self._try("remove cgroup", self._remove_cgroup, left.cgroups_path, container_id)
+        self._try("remove cgroup", self._remove_cgroup_of, left, container_id)
         self._try("unmount", rootfs_mounts.unmount, rootfs_of(left.bundle))
 
     def _kill(self, pid: int, start_time: int) -> None:
@@ -81,8 +83,13 @@ class Remains:
         finally:
             os.close(pidfd)
 
-    def _remove_cgroup(self, cgroups_path: str, container_id: str) -> None:
-        cgroup = open_cgroup(self._layout, cgroups_path, container_id)
+    def _remove_cgroup_of(self, left: state.State, container_id: str) -> None:
+        cgroup = open_cgroup(self._layout, left.cgroups_path, container_id)
+        if left.unit and systemd.available():  # else the unit goes when systemd sees that its cgroup has gone
+            cgroup = Cgroup(self._layout, cgroup.path, left.unit, systemd.manager)
+        self._remove_cgroup(cgroup)
+
+    def _remove_cgroup(self, cgroup: Cgroup) -> None:
         if not any(os.path.isdir(path) for path in cgroup.paths.values()):
             return
         cgroup.signal_all(_signal.SIGKILL)
@@ -99,7 +106,9 @@ class Remains:
             return
         cgroups_path = load_spec(read_config(bundle)).linux.cgroups_path
         if cgroups_path:
-            self._remove_cgroup(cgroups_path, os.path.basename(bundle))
+            host = open_host(self._root, "", self._layout, systemd=systemd.manager)
+            with host.procfs:
+                self._remove_cgroup(cgroup_asked_for(host, cgroups_path, os.path.basename(bundle)))
 
     def _try(self, what: str, call: Callable[..., None], *arguments: object) -> None:
         """One step; the others are done whether it succeeds or not."""

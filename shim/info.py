@@ -10,6 +10,7 @@ import sys
 
 from runtime.features import document as runtime_features
 from runtime.spec.json import dump
+from shim import systemd
 from shim.api.codec import encode
 from shim.api.runtime_info import RuntimeInfo, RuntimeVersion
 from shim.api.types import Any
@@ -44,12 +45,7 @@ def runtime_info(origin: Origin) -> bytes:
 
 
 def features() -> dict[str, object]:
-    """The OCI features document, less what the runtime can do and a shim does not yet offer to containerd.
-
-    User namespaces: it would give us root file systems that are still to be mapped. The systemd cgroup driver.
-    """
+    """The OCI features document; the systemd cgroup driver is in it where it was loaded."""
     document = runtime_features()
-    linux = document["linux"]
-    linux["namespaces"] = [name for name in linux["namespaces"] if name != "user"]
-    linux["cgroup"]["systemd"] = False
+    document["linux"]["cgroup"]["systemd"] = systemd.available()
     return document

@@ -89,6 +89,7 @@ def launcher_text(python: str, code: Path, daemon: str) -> str:
     """The whole file of the shim. `daemon` names the module that answers requests; tests have their own."""
     version = f"{code_version(code)} {daemon} {sys.executable}"
     constants = {"CODE": str(code), "VERSION": version, "DAEMON": daemon, "PYTHON": sys.executable}
+    constants["LIBRARIES"] = sysconfig.get_path("purelib")
     return _compiled(python, code, "shim/launcher.py", NAME, constants)
 
 

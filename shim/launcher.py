@@ -19,6 +19,7 @@ CODE = ""  # the directory that holds our packages
 VERSION = ""  # of everything in them: launcher and warden must be of one
 DAEMON = "shim.daemon"  # what answers
 PYTHON = sys.executable  # with the libraries that are not ours, for the scribe
+LIBRARIES = ""  # and the directory that holds them
 
 START_S = 10.0  # for a warden to come up, on a node that is busy
 ACCEPT_S = 10.0  # for a warden to fork a child that has read the request
@@ -179,7 +180,7 @@ def fork_manor(duty: str, *arguments: str) -> _socket.socket:
         sys.path.append(CODE)
         from shim.begin import begin  # the child is no launcher any more
 
-        begin(theirs.fileno(), CODE, DAEMON, PYTHON, duty, *arguments)
+        begin(theirs.fileno(), CODE, DAEMON, PYTHON, LIBRARIES, duty, *arguments)
     except BaseException as error:
         theirs.send(REFUSED + repr(error).encode(errors="replace")[:PART_BYTES])
     posix._exit(1)  # noqa: SLF001 - os._exit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shim.errors import already_exists, not_found
+from shim.options import Handler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class Pod:
-    """One per shim. `emit_span` takes finished spans; `shutdown` is asked for when no container is left."""
+    """One per shim. `emit_span` takes finished spans; `shutdown` is asked for when no container is left.
+
+    `handler` is what the options of the start say, for the containers whose own do not.
+    """
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class Pod:
         self.log = log
         self.emit_span = emit_span
         self.shutdown = shutdown
+        self.handler = Handler()
         self._containers: dict[str, Container | None] = {}  # None while one is being created
 
     def reserve(self, container_id: str) -> None:

@@ -7,6 +7,8 @@ what its end means for the others is `container`'s.
 from __future__ import annotations
 
 import _signal
+import os
+import stat
 
 from runtime.errors import InvalidArgument
 from shim.api.events import TaskExit
@@ -36,7 +38,11 @@ UNKNOWN_EXIT = 255
 
 
 class Process:
-    """`exec_id` is "" for init. `spec` is an exec's own; init's is in the container's config."""
+    """`exec_id` is "" for init. `spec` is an exec's own; init's is in the container's config.
+
+    `io_owner`, a uid and a gid of the host's, shall own the pipes of its streams: in a user namespace it could open
+    none of root's by /dev/stdout.
+    """
 
     def __init__(
         self, pod: Pod, container_id: str, exec_id: str, streams: Streams, spec: ProcessSpec | None = None
@@ -55,6 +61,7 @@ class Process:
         self.exited = Outcome()
         self.mutex = Mutex()
         self.watch: ExitWatch | None = None
+        self.io_owner = (0, 0)
 
     @property
     def id(self) -> str:
@@ -69,6 +76,10 @@ class Process:
         """Open its streams. StdioError, Unsupported."""
         open_streams = open_console if terminal else open_pipes
         self.io = yield from open_streams(self.pod.loop, self.streams)
+        if any(self.io_owner):
+            for number in self.io.child_fds():
+                if number >= 0 and stat.S_ISFIFO(os.fstat(number).st_mode):
+                    os.fchown(number, *self.io_owner)
         return self.io
 
     def ended(self, wait_status: int, when_ns: int) -> None:

@@ -122,6 +122,21 @@ def make_directory(path: str) -> None:
         raise SocketError(f"directory {path}: others may write to it")
 
 
+def place_pod(pod_directory: str, root: str) -> None:
+    """Have the state of a pod lie below the directory `root`, and a link to it where it is looked for.
+
+    One that is there already stays where it is. SocketError, OSError.
+    """
+    place = f"{root}/{os.path.basename(pod_directory)}"
+    make_directory(place)
+    make_directory(os.path.dirname(pod_directory))
+    try:
+        os.symlink(place, pod_directory)
+    except FileExistsError:
+        if os.path.realpath(pod_directory) != os.path.realpath(place):
+            os.rmdir(place)
+
+
 def record_socket(pod_directory: str, path: str) -> None:
     """Note where the pod's shim listens, for `delete`, which is not told. SocketError, OSError."""
     make_directory(pod_directory)
@@ -154,7 +169,9 @@ def forget_pod(pod_directory: str) -> None:
         if all(name.startswith(NOTE_MARK) for name in names):
             for name in names:
                 os.unlink(f"{pod_directory}/{name}")
-            os.rmdir(pod_directory)
+            os.rmdir(os.path.realpath(pod_directory))
+            if os.path.islink(pod_directory):  # `place_pod`
+                os.unlink(pod_directory)
     except OSError:
         pass  # it was never made, or a container comes in this moment, of a shim that is not ours
 

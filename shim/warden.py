@@ -41,13 +41,14 @@ from runtime.errors import CgroupError, ManorError, describe
 from runtime.linux import image, process, seccomp, sharing, title
 from runtime.linux.fds import OwnedFd, send_with_fds
 from runtime.stages import seal
-from shim import spans
+from shim import spans, systemd
 from shim.begin import last_words
 from shim.launcher import ACCEPTED
 from shim.start_request import LauncherGone, Unfaithful, adopt, be_patient, peer_of, receive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
     from typing import NoReturn
 
@@ -77,13 +78,14 @@ class House:
 
     __slots__ = ("daemon", "environ", "layout", "seal")
 
-    def __init__(self, daemon: str) -> None:
+    def __init__(self, daemon: str, libraries: str = "") -> None:
         gc.disable()  # as long as we import: nothing of it will ever be garbage
         process.set_dumpable(False)
         self.seal = seal.arrive()
         self.environ = dict(os.environ)  # ours; that of a shim is its launcher's
         os.environ.clear()
         self.layout = _layout()
+        systemd.load(libraries)
         self.daemon = _import(daemon)
         _open_libseccomp()
         gc.collect()
@@ -117,21 +119,24 @@ def _import(name: str) -> ModuleType:
     return module
 
 
-def main(channel: OwnedFd, daemon: str, python: str, duty: str, *place: str) -> NoReturn:
+def main(channel: OwnedFd, daemon: str, python: str, libraries: str, duty: str, *place: str) -> NoReturn:
     """Be a warden ("warden", with run directory and name) or one shim ("alone") that answers through module `daemon`.
 
-    `channel` leads to the launcher that started us, `python` is for a scribe. Raises whatever is in the way.
+    `channel` leads to the launcher that started us, `python` is for a scribe, `libraries` the directory of those that
+    are not ours. Raises whatever is in the way.
     """
     if duty == "warden":
         run_dir, name = place[:2]
-        _be_warden(channel, daemon, python, run_dir, name)
-    _attend(channel, House(daemon))
+        _be_warden(channel, lambda: House(daemon, libraries), python, run_dir, name)
+    _attend(channel, House(daemon, libraries))
 
 
-def _be_warden(channel: OwnedFd, daemon: str, python: str, run_dir: str, name: str) -> NoReturn:
+def _be_warden(
+    channel: OwnedFd, furnish: Callable[[], House], python: str, run_dir: str, name: str
+) -> NoReturn:
     os.chdir(run_dir)  # its name may be longer than a socket address holds
     lock = _hold_lock(f"{name}.lock")
-    house = House(daemon)
+    house = furnish()
     scribe = ScribeKeeper(python, run_dir, house.environ)
     listener = _listen(run_dir, f"{name}.sock")
     title.set_title([b"manor-warden", os.fsencode(run_dir)])

@@ -20,12 +20,13 @@ import _signal
 import os
 
 from runtime import state, terms
-from runtime.cgroups import open_cgroup, reopen
-from runtime.container import Container, CreateRequest
+from runtime.cgroups import reopen
+from runtime.container import Container, CreateOptions, CreateRequest
 from runtime.errors import ConfigError, ManorError, StageError
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.operations.create import create
 from runtime.operations.delete import delete, remove_cgroup
+from runtime.operations.load import cgroup_asked_for
 from runtime.operations.process_plan import complete
 from runtime.record import Record
 from runtime.spec.json import dump, parse
@@ -66,6 +67,7 @@ class ApartRequest(Record):
     terminal: bool = False
     prepare: Callable[[], None] | None = None
     shape: str = ""
+    options: CreateOptions = CreateOptions()
 
 
 def create_apart(host: Host, request: ApartRequest) -> Operation[Container]:
@@ -136,7 +138,7 @@ def _clean_up(host: Host, request: ApartRequest) -> Operation[None]:
         return
     try:
         spec = load_spec(read_config(request.bundle))
-        cgroup = open_cgroup(host.layout, spec.linux.cgroups_path or "", request.id)
+        cgroup = cgroup_asked_for(host, spec.linux.cgroups_path or "", request.id)
         if state.has_cgroup(host.root, request.id) or not cgroup.holders(1):
             yield from remove_cgroup(cgroup)
     except ManorError:
@@ -190,7 +192,9 @@ def _create(host: Host, request: ApartRequest, stdio: Stdio) -> Container:
     if request.prepare is not None:
         request.prepare()
         timeline.mark("prepare root file system")
-    asked = CreateRequest(request.id, request.bundle, spec, stdio, request.shape, sibling=True)
+    asked = CreateRequest(
+        request.id, request.bundle, spec, stdio, request.shape, sibling=True, options=request.options
+    )
     return run(create(host, asked, timeline))
 
 

@@ -65,14 +65,18 @@ def cgroup_of(host: Host, known: state.State) -> Cgroup:
     if known.pid:
         return reopen(host.layout, said, host.systemd)
     # It was to be made: what is known of its cgroup is what the config asked for.
-    if host.systemd is not None and driver_of(known.cgroups_path, host.systemd_cgroup) == SYSTEMD:
-        cgroup = host.systemd().expected(host.layout, known.cgroups_path, known.id)
-    else:
-        cgroup = open_cgroup(host.layout, known.cgroups_path, known.id)
+    cgroup = cgroup_asked_for(host, known.cgroups_path, known.id)
     if not state.has_cgroup(host.root, known.id) and cgroup.holders(1):
         cgroup = open_cgroup(host.layout, known.cgroups_path if not cgroup.unit else "", known.id)
         cgroup.keep(())  # it had not come to that: whoever is in there is not ours to kill
     return cgroup
+
+
+def cgroup_asked_for(host: Host, cgroups_path: str, container_id: str) -> Cgroup:
+    """The cgroup that a create would make for the path in a config. Touches nothing; ConfigError, Unsupported."""
+    if host.systemd is not None and driver_of(cgroups_path, host.systemd_cgroup) == SYSTEMD:
+        return host.systemd().expected(host.layout, cgroups_path, container_id)
+    return open_cgroup(host.layout, cgroups_path, container_id)
 
 
 def _terms(known: state.State) -> Any:

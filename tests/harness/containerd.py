@@ -55,7 +55,7 @@ def _handler_tables(prefix: str, chosen: list[Handler]) -> str:
         text += f'  pod_annotations = ["{AFFINITY_ANNOTATION}"]\n'
         if handler.options:
             text += f"  [plugins.{prefix}.containerd.runtimes.{handler.name}.options]\n"
-            text += "".join(f'    {key} = "{value}"\n' for key, value in handler.options.items())
+            text += "".join(f"    {key} = {json.dumps(value)}\n" for key, value in handler.options.items())
     return text
 
 
@@ -168,7 +168,8 @@ class Containerd:
             networks=cni.write_configuration(self.instance),
             snapshotter=_snapshotter(directory),
         )
-        text += _handler_tables(CRI_TABLE[self.version], self.handlers)
+        chosen = [*self.handlers, *handlers.manor_with_options()]
+        text += _handler_tables(CRI_TABLE[self.version], chosen)
         self._config_file = directory / "config.toml"
         self._config_file.write_text(text, encoding="utf-8")
 

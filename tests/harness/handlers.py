@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.harness import tools
 from tests.harness.instances import hierarchies
@@ -27,7 +28,7 @@ class Handler:
     name: str
     runtime_type: str
     runtime_path: str = ""
-    options: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def runc() -> Handler:
@@ -45,6 +46,18 @@ def crun() -> Handler:
 def manor() -> Handler:
     """Manor, from this checkout."""
     return Handler("manor", "io.containerd.manor.v2", runtime_path=str(SHIM))
+
+
+def manor_with_options() -> list[Handler]:
+    """Manor with options, both ways that containerd has to give them: as text, and as runc's own message.
+
+    Every node has them besides, for the tests of options.
+    """
+    options = {"NoNewKeyring": True, "IoGid": 4321, "BinaryName": "it's another"}
+    return [
+        Handler("manor-options", "io.containerd.manor.v2", str(SHIM), options),
+        Handler("manor-as-runc", "io.containerd.runc.v2", str(SHIM), options),
+    ]
 
 
 def crun_runs() -> bool:

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ HEAVY = (
 # a shim has after it has worked is held by tests/e2e/footprint, to 6 MB.
 WARDEN_ANONYMOUS_MB = 5.0
 WARDEN_IMAGE_MB = 6.0  # what has been imported, which all shims of a node share
+SYSTEMD_IMAGE_MB = 2.5  # more of it where systemd makes the cgroups
 LONGEST_MODULE = 450  # but for unit tests, which are lists of cases
 LAUNCHER = "shim/launcher.py"
 LONGEST_FUNCTION = 60
@@ -261,16 +263,19 @@ def test_a_shim_has_loaded_nothing_heavy() -> None:
     assert {module for module in loaded if module.split(".")[0] in HEAVY} == set()
 
 
-def test_a_wardens_memory_stays_small(tmp_path: Path) -> None:
+@pytest.mark.parametrize("systemd", [False, True])
+def test_a_wardens_memory_stays_small(tmp_path: Path, systemd: bool) -> None:
     # From compiled files, as a warden has them: compiling takes memory that is not given back.
     subprocess.run([sys.executable, "-m", "shim.install", str(tmp_path)], check=True, cwd=ROOT)
-    told = run_bare("""
+    told = run_bare(f"""
 from runtime.linux import image
 image.begin()
-from shim import warden
+from shim import systemd, warden
 seal = image.seal
 image.seal = lambda: print("image", seal())
-warden.House("shim.daemon")
+systemd.booted_with_systemd = lambda: {systemd}
+warden.House("shim.daemon", {sysconfig.get_path("purelib")!r})
+assert systemd.available() == {systemd}
 print(open("/proc/self/smaps_rollup").read(), flush=True)
 """)
     anonymous = re.search(r"^Anonymous: +(\d+) kB", told, re.MULTILINE)
@@ -278,7 +283,7 @@ print(open("/proc/self/smaps_rollup").read(), flush=True)
     assert anonymous is not None
     assert size is not None
     assert int(anonymous[1]) / 1024 <= WARDEN_ANONYMOUS_MB
-    assert 0 < int(size[1]) / (1 << 20) <= WARDEN_IMAGE_MB
+    assert 0 < int(size[1]) / (1 << 20) <= WARDEN_IMAGE_MB + SYSTEMD_IMAGE_MB * systemd
 
 
 def test_the_launcher_loads_built_in_modules_only() -> None:

@@ -141,21 +141,22 @@ class Calls:
 
 
 class Door(Calls):
-    """One shim's world. `start` runs the launcher; the calls go to the shim that answered last."""
+    """One shim's world. `start` runs the launcher; the calls go to the shim that answered last.
 
-    def __init__(self, directory: Path) -> None:
+    The launcher is `program`, or one that is written for it.
+    """
+
+    def __init__(self, directory: Path, program: Path | None = None) -> None:
         self.directory = directory
         self.run_dir = directory / "run"
         self.run_dir.mkdir(mode=0o700)
         self.cgroup_parent = f"mnr-{secrets.token_hex(4)}"
         self.events = Events(str(directory / "events"))
         self.address = ""
-        subprocess.run(
-            [sys.executable, "-m", "shim.install", str(directory)],
-            cwd=CHECKOUT,
-            check=True,
-            capture_output=True,
-        )
+        self.program = program or directory / "containerd-shim-manor-v2"
+        if program is None:
+            install = [sys.executable, "-m", "shim.install", str(directory)]
+            subprocess.run(install, cwd=CHECKOUT, check=True, capture_output=True)
         self.environ = {
             **os.environ,
             "MANOR_RUN_DIR": str(self.run_dir),
@@ -180,7 +181,7 @@ class Door(Calls):
         """Run the launcher in a bundle, as containerd 1.6 does."""
         return subprocess.run(
             [
-                str(self.directory / "containerd-shim-manor-v2"),
+                str(self.program),
                 *("-namespace", NAMESPACE, "-address", str(self.directory / "grpc"), "-id", container_id),
                 action,
             ],
@@ -192,9 +193,9 @@ class Door(Calls):
             check=False,
         )
 
-    def start(self, container_id: str) -> str:
-        """Start the shim of a bundle and connect to it."""
-        done = self.launch("start", container_id)
+    def start(self, container_id: str, stdin: bytes = b"") -> str:
+        """Start the shim of a bundle and connect to it; `stdin` may hold a handler's options in an Any."""
+        done = self.launch("start", container_id, stdin)
         assert done.returncode == 0, done.stderr
         self.address = done.stdout.decode()
         self.client = Client(self.address)

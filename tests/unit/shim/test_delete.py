@@ -22,6 +22,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return SimpleNamespace(paths={})
 
     monkeypatch.setattr(delete, "open_cgroup", open_cgroup)
+    monkeypatch.setattr(delete, "cgroup_asked_for", open_cgroup)
     return paths
 
 

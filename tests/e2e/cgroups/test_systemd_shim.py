@@ -1,0 +1,141 @@
+"""The systemd cgroup driver at the shim's door: SystemdCgroup in a handler's options makes containers units.
+
+Needs a machine booted with systemd: tests/vm/systemd.sh. That machine is slow: all tests share one warden.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.cgroups import booted_with_systemd
+from shim.api import task
+from shim.api.codec import decode, encode
+from shim.api.options import Options, RuntimeOptions
+from shim.api.runtime_info import RuntimeInfo
+from shim.api.types import Any as Packed
+from shim.api.types import pack
+from shim.ttrpc.status import RpcError
+from tests.e2e.shim.door import Door, eventually
+from tests.harness.paths import SHIM
+
+if not booted_with_systemd():
+    pytest.skip("this machine was not booted with systemd", allow_module_level=True)
+
+MIB = 1 << 20
+LIMIT_S = 60
+SLICE = "manor-door.slice"
+SYSTEMD = encode(pack(RuntimeOptions(config_body=b"SystemdCgroup = true\n")))
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[Door]:
+    with tempfile.TemporaryDirectory(prefix="manor-door-", dir="/var/tmp") as directory:
+        made = Door(Path(directory), SHIM)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def door(world: Door) -> Iterator[Door]:
+    yield world
+    world.client.close()
+
+
+def shown(container_id: str, *names: str) -> dict[str, str]:
+    """Properties of a container's unit as systemctl tells them."""
+    options = [f"--property={name}" for name in names]
+    command = ["systemctl", "show", f"manor-{container_id}.scope", *options]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    return dict(line.split("=", 1) for line in told.stdout.splitlines())
+
+
+def is_gone(container_id: str) -> bool:
+    return shown(container_id, "LoadState")["LoadState"] == "not-found"
+
+
+def prepare(door: Door, container_id: str, options: bytes = b"", **changes: Any) -> None:
+    """A bundle whose cgroup is to be a unit, and its shim."""
+    bundle = door.bundle(container_id, ["sleep", "1000"])
+    bundle.config["linux"]["cgroupsPath"] = f"{SLICE}:manor:{container_id}"
+    bundle.config["linux"]["resources"]["memory"] = {"limit": 64 * MIB}
+    bundle.config.update(changes)
+    bundle.write()
+    door.start(container_id, options)
+
+
+@pytest.mark.parametrize(
+    ("container_id", "start", "create"),
+    [
+        ("generic", SYSTEMD, {}),
+        ("runc", b"", {"options": pack(Options(systemd_cgroup=True))}),
+        ("path", b"", {}),
+    ],
+    ids=["generic options of the start", "runc's options of the create", "form of the path alone"],
+)
+def test_a_container_is_a_scope_for_all_its_life(
+    door: Door, container_id: str, start: bytes, create: dict[str, Any]
+) -> None:
+    prepare(door, container_id, start)
+    pid = door.create(container_id, **create)
+    door.ask("Start", task.StartRequest(container_id))
+    told = shown(container_id, "ActiveState", "Slice", "MemoryMax", "MemoryLimit", "Delegate")
+    assert (told["ActiveState"], told["Slice"], told["Delegate"]) == ("active", SLICE, "yes")
+    assert str(64 * MIB) in (told.get("MemoryMax"), told.get("MemoryLimit"))
+    unit = f"/manor-{container_id}.scope"
+    assert unit in Path(f"/proc/{pid}/cgroup").read_text()
+
+    tenant = door.exec(container_id, f"{container_id}-exec", ["sleep", "1000"])
+    assert unit in Path(f"/proc/{tenant}/cgroup").read_text()
+    resources = Packed("resources", json.dumps({"memory": {"limit": 80 * MIB}}).encode())
+    door.ask("Update", task.UpdateTaskRequest(container_id, resources))
+    told = shown(container_id, "MemoryMax", "MemoryLimit")
+    assert str(80 * MIB) in (told.get("MemoryMax"), told.get("MemoryLimit"))
+
+    door.end(container_id)
+    assert is_gone(container_id)
+    assert door.zombies() == []
+
+
+def test_delete_after_a_killed_shim_takes_the_unit_away(door: Door) -> None:
+    prepare(door, "killed", SYSTEMD)
+    door.create("killed")
+    os.kill(door.shim_pid(), signal.SIGKILL)
+    done = door.launch("delete", "killed")
+    assert (done.returncode, done.stderr) == (0, b"")
+    eventually(lambda: is_gone("killed"), LIMIT_S)
+
+
+def test_a_failed_create_leaves_no_unit(door: Door) -> None:
+    prepare(
+        door, "failed", SYSTEMD, mounts=[{"destination": "/x", "source": "/nowhere", "options": ["bind"]}]
+    )
+    with pytest.raises(RpcError, match="/nowhere"):
+        door.create("failed")
+    assert is_gone("failed")
+
+
+def test_a_path_that_is_none_of_systemds_is_refused(door: Door) -> None:
+    door.bundle("path-refused", ["sleep", "1000"])
+    door.start("path-refused", SYSTEMD)
+    with pytest.raises(RpcError, match="slice:prefix:name"):
+        door.create("path-refused")
+
+
+def test_info_says_that_it_is_there(world: Door) -> None:
+    done = subprocess.run(
+        [str(SHIM), "-info"], env=world.environ, stdin=subprocess.DEVNULL, capture_output=True, check=True
+    )
+    told = decode(RuntimeInfo, done.stdout).features
+    assert told is not None
+    assert json.loads(told.value)["linux"]["cgroup"]["systemd"] is True
