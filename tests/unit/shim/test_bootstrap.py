@@ -13,6 +13,7 @@ import pytest
 from runtime.errors import InvalidArgument
 from runtime.linux.fds import OwnedFd
 from shim import bootstrap
+from shim.api import types
 from shim.api.bootstrap import LOG_LEVEL_DEBUG, BootstrapParams, BootstrapResult, Extension
 from shim.api.codec import decode, encode
 from shim.api.options import Options, RuntimeOptions
@@ -101,6 +102,14 @@ def test_containerd_2_3_says_it_in_protobuf_and_is_answered_so() -> None:
     assert wanted.options is not None
     answer = decode(BootstrapResult, bootstrap.encode_answer(wanted, "unix:///x"))
     assert (answer.version, answer.address, answer.protocol) == (3, "unix:///x", "ttrpc")
+
+
+def test_an_extension_that_is_no_options_is_not_taken_for_them() -> None:
+    options = pack(Options(io_uid=1))
+    other = types.Any("containerd.types.Something", b"\x08\x01")
+    for extensions, found in (([other, options], options), ([other], None), ([], None)):
+        params = BootstrapParams(instance_id="pod1", extensions=[Extension(each) for each in extensions])
+        assert read_bootstrap(INVOCATION, {}, encode(params)).options == found
 
 
 def test_options_are_not_taken_for_parameters_although_they_decode_as_such() -> None:
