@@ -24,10 +24,15 @@ __all__ = ["no_test_hangs"]  # a fixture of every test
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a reference runtime cannot do: tests marked `manor_only`, which say why."""
+    """Leave out what a reference runtime cannot do: tests marked `manor_only`, which say why; and what a containerd
+    of another version than those in `versions` cannot.
+    """
 
     def left_out(item: pytest.Item) -> bool:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        versions = item.get_closest_marker("versions")
+        if versions is not None and parameters.get("running_node") not in (None, *versions.args):
+            return True
         handler = parameters.get("handler")
         return handler not in (None, "manor") and item.get_closest_marker("manor_only") is not None
 

@@ -10,7 +10,6 @@ import pytest
 from tests.e2e.conftest import Node
 from tests.e2e.userns.test_userns import BASE, in_user_namespace
 
-only_2 = pytest.mark.parametrize("running_node", ["2.3"], indirect=True)
 VISIBLE: dict[str, Any] = {"security_context": {"masked_paths": []}}
 
 
@@ -19,7 +18,7 @@ def has_keyring(node: Node, container: str) -> bool:
     return f"_ses.{container}" in keys
 
 
-@only_2
+@pytest.mark.versions("2.3")
 @pytest.mark.parametrize("handler", ["manor-options", "manor-as-runc"])
 def test_they_reach_a_container_in_either_form(node: Node, handler: str) -> None:
     pod = node.crictl.run_pod(handler)
@@ -29,7 +28,7 @@ def test_they_reach_a_container_in_either_form(node: Node, handler: str) -> None
     assert "option BinaryName" in node.containerd.log.read_text()
 
 
-@only_2
+@pytest.mark.versions("2.3")
 def test_they_go_with_a_user_namespace_whose_streams_have_its_ids(node: Node) -> None:
     """By runc's message: containerd 2.3 cannot add these ids to options that are text."""
     pod = node.crictl.run_pod("manor-as-runc", **in_user_namespace())

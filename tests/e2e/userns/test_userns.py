@@ -15,7 +15,7 @@ import pytest
 from tests.harness.crictl import Crictl
 from tests.harness.paths import scratch_dir
 
-pytestmark = pytest.mark.parametrize("running_node", ["2.3"], indirect=True)
+pytestmark = pytest.mark.versions("2.3")
 
 BASE = 200_000
 SIZE = 65_536
