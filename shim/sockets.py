@@ -133,7 +133,7 @@ def place_pod(pod_directory: str, root: str) -> None:
     try:
         os.symlink(place, pod_directory)
     except FileExistsError:
-        if os.path.realpath(pod_directory) != os.path.realpath(place):
+        if os.path.realpath(pod_directory) != os.path.realpath(place) and not os.listdir(place):
             os.rmdir(place)
 
 
