@@ -10,9 +10,10 @@ from runtime.cgroups.devices import attach_v2, plan_devices, write_v1
 from runtime.cgroups.files import open_directory, parse_pairs, read_file, write_all
 from runtime.cgroups.layout import UNIFIED
 from runtime.cgroups.resources import PARTITION, plan_writes
-from runtime.cgroups.writes import FRESH, Current
+from runtime.cgroups.writes import FRESH, NO_LIMIT, Current, former_value
 from runtime.errors import CgroupError
 from runtime.record import replace
+from runtime.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from runtime.cgroups.layout import Hierarchy, Layout, Places
     from runtime.cgroups.writes import Write
     from runtime.spec.model import Cpu, Memory, Resources
-
-_NO_LIMIT = 1 << 60  # v1 gives "no limit" as the largest whole number of pages
 
 
 def split_births(writes: Iterable[Write]) -> tuple[tuple[Write, ...], tuple[Write, ...]]:
@@ -91,14 +90,44 @@ def set_devices(layout: Layout, path: str, policy: DevicePolicy, *, fresh: bool)
 def update(layout: Layout, path: str, resources: Resources) -> None:
     """Change a cgroup in use to `resources`, as far as they say; CgroupError."""
     writes = plan_writes(resources, layout, read_current(resources, layout.places(path)))
-    put_in_force(layout, path, resources, writes)
+    put_in_force(layout, path, resources, writes, former_writes(layout, path, writes))
 
 
-def put_in_force(layout: Layout, path: str, resources: Resources, writes: tuple[Write, ...]) -> None:
-    """Do `writes` in a cgroup in use, and change its devices where `resources` name some; CgroupError."""
-    configure(layout, path, writes)
-    if resources.devices:
-        set_devices(layout, path, plan_devices(resources.devices), fresh=False)
+def former_writes(layout: Layout, path: str, writes: tuple[Write, ...]) -> tuple[Write, ...]:
+    """What is in force for the files of `writes`, as writes that bring it back. Undone from the last to the first."""
+    found = []
+    for hierarchy in layout.hierarchies:
+        if mine := [write for write in writes if write.hierarchy == hierarchy.name]:
+            with open_directory(hierarchy, path) as directory:
+                found += [former for write in mine if (former := _former(directory.fileno(), write))]
+    return tuple(found)
+
+
+def _former(directory: int, write: Write | None) -> Write | None:
+    while write is not None:
+        try:
+            return replace(write, value=former_value(write, read_file(write.file, directory)))
+        except FileNotFoundError:
+            write = write.otherwise
+        except OSError:
+            break  # a file that is for writing only does something, and sets nothing
+    return None
+
+
+def put_in_force(
+    layout: Layout, path: str, resources: Resources, writes: tuple[Write, ...], former: tuple[Write, ...]
+) -> None:
+    """Do `writes` in a cgroup in use, and change its devices where `resources` name some.
+
+    CgroupError, and then what was in force before (`former_writes`) is again.
+    """
+    with Undo() as undo:
+        for write in former:
+            undo.push(configure, layout, path, (write,))
+        configure(layout, path, writes)
+        if resources.devices:
+            set_devices(layout, path, plan_devices(resources.devices), fresh=False)
+        undo.keep()
 
 
 def read_current(resources: Resources, places: Places) -> Current:
@@ -156,7 +185,7 @@ def _cpu_v2(asked: Cpu, directory: str, current: Current) -> Current:
 
 def _limit(file: str) -> int | None:
     text = _text(file)
-    return int(text) if text.isdecimal() and int(text) < _NO_LIMIT else None
+    return int(text) if text.isdecimal() and int(text) < NO_LIMIT else None
 
 
 def _number(file: str, otherwise: int) -> int:

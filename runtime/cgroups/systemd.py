@@ -176,18 +176,27 @@ class Systemd:
         return path
 
     def update(self, cgroup: Cgroup, resources: Resources) -> Operation[None]:
-        """Change the limits of a unit in use, until it is stopped, and then those that systemd does not know."""
+        """Change the limits of a unit in use, until it is stopped, and then those that systemd does not know.
+
+        On failure, which is a CgroupError, what was in force before is again.
+        """
         layout, path = cgroup.layout, cgroup.path
         current = limits.read_current(resources, layout.places(path))
         writes = rounded(plan_writes(resources, layout, current), current)
+        former = limits.former_writes(layout, path, writes)
         with (yield from connect(self.sockets)) as bus:
             version = yield from _version(bus)
             properties = limit_properties(writes, version, current)
             if resources.devices:
                 properties += device_properties(plan_devices(resources.devices), version)
-            if properties:
-                yield from _set_properties(bus, cgroup, properties)
-        limits.put_in_force(layout, path, resources, writes)
+            try:
+                if properties:
+                    yield from _set_properties(bus, cgroup, properties)
+                limits.put_in_force(layout, path, resources, writes, former)
+            except (CgroupError, OSError):
+                if before := limit_properties(former, version):
+                    yield from _try_set_properties(bus, cgroup, before)
+                raise
 
     def limit(self, cgroup: Cgroup, writes: tuple[Write, ...]) -> Operation[None]:
         """Tell systemd of the limits `writes` of a unit, until it is stopped. The files are the caller's to write."""
@@ -306,6 +315,14 @@ def _set_properties(bus: Connection, cgroup: Cgroup, properties: list[Property])
     finally:
         if freezes:
             cgroup.thaw()
+
+
+def _try_set_properties(bus: Connection, cgroup: Cgroup, properties: list[Property]) -> Operation[None]:
+    """Undo a change that failed half-way; the failure itself is the one to tell."""
+    try:
+        yield from _set_properties(bus, cgroup, properties)
+    except (CgroupError, OSError):
+        return
 
 
 def _stop(bus: Connection, unit: str) -> Operation[None]:

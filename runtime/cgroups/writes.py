@@ -47,6 +47,36 @@ class Current(Record):
 FRESH = Current()
 
 
+# What a device or an interface has that a file with a line for each does not list.
+_UNLISTED = {
+    "io.max": "rbps=max wbps=max riops=max wiops=max",
+    "io.latency": "target=0",
+    "rdma.max": "hca_handle=max hca_object=max",
+}
+_BY_NAME = ("rdma.max", "net_prio.ifpriomap")  # other such files go by "major:minor"
+NO_LIMIT = 1 << 60  # v1 gives "no limit" as the largest whole number of pages
+
+
+def former_value(write: Write, content: str) -> str:
+    """What to write to the file of `write` so that it has again what it had when `content` was read from it.
+
+    For a file with a line for each device that is the line of the one that `write` is about.
+    """
+    lines = content.splitlines()
+    key, blank, _value = write.value.partition(" ")
+    if write.file == "memory.oom_control":  # of v1: "oom_kill_disable N", and what is not to be set
+        return "".join(line.rpartition(" ")[2] for line in lines if line.startswith("oom_kill_disable "))
+    if blank and (":" in key or write.file in _BY_NAME):
+        listed = (line for line in lines if line.startswith(f"{key} "))
+        return next(listed, f"{key} {_UNLISTED.get(write.file, '0')}")
+    value = content.strip()
+    if value.startswith("root invalid"):  # cpuset.cpus.partition gives the reason along
+        return "root"
+    if write.file.endswith("_in_bytes") and value.isdecimal() and int(value) >= NO_LIMIT:
+        return "-1"
+    return value or "\n"  # an empty cpuset
+
+
 def check_name(field: str, name: str) -> None:
     """ConfigError unless `name` is plain letters, digits and `_.-`, so that no path or line can grow out of it."""
     if not name or not _NAME_BYTES.issuperset(name) or ".." in name or name.startswith("."):

@@ -12,6 +12,7 @@ from runtime.errors import CgroupError, ConfigError, InvalidArgument, InvalidSta
 from runtime.linux.fds import OwnedFd
 from runtime.spec.json import dump, parse
 from runtime.spec.load import load_resources
+from runtime.undo import Undo
 from runtime.waiting import run
 
 TYPE_CHECKING = False
@@ -57,11 +58,14 @@ def update(call: Call) -> int:
     with lock:
         if found.status == state.STOPPED:
             raise InvalidState("container not running")
-        run(operations.update(found, settle(asked)))
-        if schemata:
-            if found.terms.rdt is None:
-                raise InvalidState("updating a non-existent Intel RDT configuration is not supported")
-            set_schemata(found.terms.rdt[0], schemata)
+        with Undo() as undo:
+            if schemata:
+                if found.terms.rdt is None:
+                    raise InvalidState("updating a non-existent Intel RDT configuration is not supported")
+                undo.push(set_schemata, found.terms.rdt[0], former_schemata(found.terms.rdt[0], schemata))
+                set_schemata(found.terms.rdt[0], schemata)
+            run(operations.update(found, settle(asked)))
+            undo.keep()
     return 0
 
 
@@ -82,9 +86,25 @@ def _schemata(call: Call) -> list[str]:
     return lines
 
 
+def _schemata_file(group: str) -> str:
+    return f"{group.partition('/mon_groups/')[0]}/schemata"  # a monitoring group has its parent's
+
+
+def former_schemata(group: str, lines: list[str]) -> list[str]:
+    """The schemata that the group has for the resources of `lines`. CgroupError."""
+    path = _schemata_file(group)
+    wanted = tuple(f"{line.partition(':')[0].strip()}:" for line in lines)
+    try:
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as file:
+            content = os.read(file.fileno(), _MOST_BYTES).decode()
+    except OSError as error:
+        raise CgroupError(f"read {path}: {error.strerror}") from error
+    return [line for line in map(str.strip, content.splitlines()) if line.startswith(wanted)]
+
+
 def set_schemata(group: str, lines: list[str]) -> None:
     """Give the resctrl group that init is in other schemata. CgroupError with what the kernel says."""
-    path = f"{group.partition('/mon_groups/')[0]}/schemata"  # a monitoring group has its parent's
+    path = _schemata_file(group)
     try:
         with OwnedFd(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as file:
             os.write(file.fileno(), "".join(f"{line}\n" for line in lines).encode())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import Cgroup
+from runtime.cgroups import Cgroup, limits
 from runtime.cgroups.stats_v1 import page_sizes
 from runtime.errors import CgroupError, ManorError
 from runtime.spec.load import load_resources
@@ -360,3 +360,49 @@ def test_weight_of_disks_is_set_where_the_kernel_has_one(yard: Yard) -> None:
     cgroup.apply(Resources(block_io=BlockIo(weight=500)))
     wanted = "4950" if present[0] == "io.weight" else "500"
     assert yard.read(cgroup, present[0]).split()[-1] == wanted
+
+
+SETTABLE = (
+    "limit",
+    "max",
+    "shares",
+    "weight",
+    "quota",
+    "period",
+    "burst",
+    "idle",
+    "oom_control",
+    "swappiness",
+)
+
+
+def settings(cgroup: Cgroup) -> dict[str, str]:
+    """What all files say that set something, but for counters."""
+    files = [each for path in cgroup.paths.values() for each in Path(path).iterdir() if each.is_file()]
+    wanted = [each for each in files if any(word in each.name for word in SETTABLE)]
+    kept = [each for each in wanted if each.stat().st_mode & 0o200 and "usage" not in each.name]
+    return {str(each): each.read_text() for each in kept}
+
+
+def test_an_update_whose_last_step_fails_leaves_all_as_it_was(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, cpu = Memory(64 * MIB, reservation=32 * MIB), Cpu(shares=100, quota=20_000, period=100_000)
+    cgroup = yard.make(memory=memory, cpu=cpu)
+    before = settings(cgroup)
+    assert len(before) > 8
+
+    def refuse(*_about: object, **_how: object) -> None:
+        assert settings(cgroup) != before, "nothing was changed: the test does not test what it seems to"
+        raise CgroupError("no device programs")
+
+    monkeypatch.setattr(limits, "set_devices", refuse)
+    asked = Resources(
+        memory=Memory(limit=128 * MIB, swap=256 * MIB, reservation=16 * MIB),
+        cpu=Cpu(shares=500, quota=90_000, period=50_000),
+        pids=Pids(limit=30),
+        devices=(DeviceRule(False, access="rwm"),),
+    )
+    with pytest.raises(CgroupError, match="no device programs"):
+        cgroup.apply(asked)
+    assert settings(cgroup) == before

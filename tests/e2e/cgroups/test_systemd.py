@@ -310,6 +310,26 @@ def test_update_tells_systemd_and_the_kernel(units: Units) -> None:
     assert text(cgroup, "memory", "memory.oom.group") == "1"
 
 
+@unified_only
+def test_an_update_that_fails_is_taken_back_in_both(units: Units) -> None:
+    cpu = Cpu(quota=50_000, period=200_000)
+    cgroup = units.make(f"{PARENT}:manor-test:refused", memory=Memory(limit=64 * MIB), cpu=cpu)
+    names = ("MemoryMax", "TasksMax", "CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec")
+    before = shown(cgroup.unit, *names)
+    asked = Resources(
+        memory=Memory(limit=128 * MIB),
+        pids=Pids(limit=20),
+        cpu=Cpu(quota=90_000, period=100_000),
+        unified={"memory.oom.group": "nonsense"},
+    )
+    with pytest.raises(CgroupError, match=r"memory\.oom\.group"):
+        cgroup.apply(asked)
+    assert shown(cgroup.unit, *names) == before
+    assert text(cgroup, "memory", "memory.max") == str(64 * MIB)
+    assert text(cgroup, "cpu", "cpu.max") == "50000 200000"
+    assert text(cgroup, "pids", "pids.max") == "max"
+
+
 def test_annotations_set_properties_that_are_allowed(units: Units) -> None:
     annotations = {
         "org.systemd.property.TimeoutStopSec": "7",

@@ -169,6 +169,18 @@ def test_what_the_kernel_refuses_names_the_file(oci: Oci) -> None:
     assert "cpuset.cpus" in done.error
 
 
+def test_an_update_that_is_refused_changes_nothing(oci: Oci) -> None:
+    name = oci.started()
+    files = ("memory.limit_in_bytes", "cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us", "pids.max")
+    first = ("--memory=64M", "--cpu-share=200", "--cpu-quota=50000", "--cpu-period=200000", "--pids-limit=70")
+    oci.ok("update", *first, name)
+    before = limits(oci, name, *files)
+    assert before == [str(64 * MIB), "200", "50000", "200000", "70"]
+    other = ("--memory=96M", "--cpu-share=300", "--cpu-quota=90000", "--cpu-period=100000", "--pids-limit=80")
+    assert oci("update", *other, "--cpuset-cpus=4000", name).code == 1
+    assert limits(oci, name, *files) == before
+
+
 def test_a_stopped_container_is_not_updated(oci: Oci) -> None:
     name = oci.stopped()
     assert oci("update", "--pids-limit", "9", name).error == "container not running"

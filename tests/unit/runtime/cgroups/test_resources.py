@@ -8,6 +8,7 @@ import pytest
 
 from runtime.cgroups.layout import Hierarchy, Layout, make_layout
 from runtime.cgroups.resources import FRESH, Current, Write, ignored_fields, plan_writes
+from runtime.cgroups.writes import former_value
 from runtime.errors import CgroupError, ConfigError, ManorError
 from runtime.spec import model as m
 
@@ -410,3 +411,25 @@ def test_obsolete_fields_are_told_and_not_written() -> None:
         f"linux.resources.memory.{name}" for name in ("kernel", "kernelTCP", "useHierarchy")
     ]
     assert ignored_fields(m.Resources(memory=m.Memory(limit=1, use_hierarchy=True))) == ()
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "content", "former"),
+    [
+        ("pids.max", "9", "max\n", "max"),
+        ("cpu.max", "1000 100000", "max 100000\n", "max 100000"),
+        ("memory.oom_control", "1", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", "0"),
+        ("cpuset.cpus", "1", "\n", "\n"),
+        ("memory.limit_in_bytes", "9", "9223372036854771712\n", "-1"),
+        ("cpuset.cpus.partition", "member", "root invalid (Cpu list in cpuset.cpus not exclusive)\n", "root"),
+        ("blkio.throttle.read_bps_device", "8:0 9", "8:16 4\n8:0 7\n", "8:0 7"),
+        ("blkio.throttle.read_bps_device", "8:0 9", "", "8:0 0"),
+        ("io.max", "8:0 rbps=9", "8:0 rbps=7 wbps=max riops=max wiops=max\n", None),
+        ("io.max", "8:0 rbps=9", "8:00 x\n", "8:0 rbps=max wbps=max riops=max wiops=max"),
+        ("rdma.max", "mlx hca_handle=9", "", "mlx hca_handle=max hca_object=max"),
+        ("net_prio.ifpriomap", "eth0 9", "lo 0\neth0 4\n", "eth0 4"),
+    ],
+)
+def test_what_a_file_had_can_be_written_back(file: str, value: str, content: str, former: str | None) -> None:
+    expected = content.strip() if former is None else former
+    assert former_value(Write("h", file, value, "linux.resources"), content) == expected
