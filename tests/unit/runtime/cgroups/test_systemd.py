@@ -15,9 +15,9 @@ from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.layout import Hierarchy, Layout, make_layout
 from runtime.cgroups.systemd import Placeholder, Systemd, unit_object
 from runtime.errors import CgroupError, ConfigError, InvalidState
-from runtime.spec.model import Resources
+from runtime.spec.model import Pids, Resources
 from runtime.waiting import run
-from tests.unit.runtime.cgroups.fake_systemd import FakeSystemd, Refusal
+from tests.unit.runtime.cgroups.fake_systemd import Answer, FakeSystemd, Refusal
 
 PATH = "a.slice:p:c"
 UNIT = "p-c.scope"
@@ -276,6 +276,29 @@ def test_delete_leaves_a_unit_that_has_processes(fake: FakeSystemd, manager: Sys
     (tmp_path / "v2/c").rmdir()
     assert cgroup.try_delete()
     assert fake.members() == ["StopUnit", "ResetFailedUnit"]
+
+
+def test_an_update_that_fails_is_taken_back_in_both(
+    fake: FakeSystemd, manager: Systemd, tmp_path: Path
+) -> None:
+    layout = unified(tmp_path)
+    (tmp_path / "v2/c").mkdir()
+    (tmp_path / "v2/c/cgroup.controllers").write_text("pids\n")
+    limit = tmp_path / "v2/c/pids.max"
+    limit.write_text("40\n")
+    told: list[int] = []
+
+    def set_properties(_unit: str, _now: bool, properties: list[tuple[str, tuple[str, int]]]) -> Answer:
+        told.extend(value for name, (_kind, value) in properties if name == "TasksMax")
+        limit.write_text(f"{told[-1]}\n")
+        return "", ()
+
+    fake.answers["SetUnitProperties"] = set_properties
+    asked = Resources(pids=Pids(limit=90), unified={"pids.no_such_file": "1"})
+    with pytest.raises(CgroupError, match="no such file"):
+        Cgroup(layout, "c", UNIT, manager).apply(asked)
+    assert told == [90, 40]
+    assert limit.read_text() == "40\n"
 
 
 def test_what_a_crash_left_can_be_named(fake: FakeSystemd, manager: Systemd, tmp_path: Path) -> None:
