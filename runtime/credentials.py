@@ -112,6 +112,28 @@ def _require_subset(part: int, whole: int, name: str, whole_name: str) -> None:
         raise ConfigError(f"process.capabilities.{name}", message)
 
 
+# What it takes to become somebody beside what he will have: his ids, the bounding set, streams and a terminal to give
+# away, and a working directory that is not his to enter.
+_WAY = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP")
+
+
+def give_up(credentials: Credentials, needs_admin: bool) -> None:
+    """Give up, for good, all capabilities that neither `become` takes nor what it leads to. OSError.
+
+    `needs_admin`: CAP_SYS_ADMIN is still to be used. To be called before others can see who calls, or a child of it:
+    who may trace it may act with all that it has left.
+    """
+    sets = credentials.capabilities
+    if sets is None:
+        return
+    _limit_bounding(sets.bounding)
+    kept = sets.permitted | sets.inheritable
+    for name in (*_WAY, "CAP_SYS_ADMIN") if needs_admin else _WAY:
+        kept |= 1 << capability.NUMBERS[name]
+    kept &= capability.capget()[1]
+    capability.capset(kept, kept, sets.inheritable & kept)
+
+
 def become(credentials: Credentials) -> None:
     """Take on `credentials`, for good. OSError naming the step and its object.
 

@@ -94,6 +94,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         *_WORLD,
         "join pid namespace",
         "unshare pid namespace",
+        "give up capabilities",
         "clone init",
     ),
     "init": (

@@ -12,6 +12,7 @@ import _signal
 import errno
 import os
 
+from runtime.credentials import give_up
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import set_dumpable, setns, unshare
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from runtime.namespaces import Join
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
-    from runtime.stages.plan import LandlordPlan, TenantPlan
+    from runtime.stages.plan import LandlordPlan, ProcessPlan, TenantPlan
 
 # Entered by stage 2, after its last cgroup join and with offsets written in between.
 LATE_KINDS = c.CLONE_NEWCGROUP | c.CLONE_NEWTIME
@@ -196,7 +197,8 @@ def become_intermediate_of_tenant(
     Whoever is born into the container's PID namespace is seen by everybody in it: /proc/PID/mountinfo and
     /proc/PID/net have no ptrace check, and CAP_SYS_PTRACE opens /proc/PID/root and /proc/PID/fd of a process that
     is not dumpable. So this process, which is not in it, enters all the others first and closes what it was
-    given: stage 2 is born with nothing of the host's.
+    given: stage 2 is born with nothing of the host's. And with next to no capability that its program will not have,
+    since who traces it could use them.
     """
     enter_tenants_cgroups(step, plan, entry)
     entry.close()
@@ -204,10 +206,18 @@ def become_intermediate_of_tenant(
     if plan.kinds & c.CLONE_NEWPID:
         step.begin("join pid namespace", f"of process {plan.landlord_pid}")
         setns(plan.door(c.CLONE_NEWPID), c.CLONE_NEWPID)
+        step.begin("give up capabilities")
+        give_up(plan.process.credentials, _needs_admin(plan.process))
     os.close(plan.landlord_pidfd)
     close_doors(plan.doors)
     step.begin("clone init")
     report_init(main, *clone_init())
+
+
+def _needs_admin(process: ProcessPlan) -> bool:
+    """A filter is loaded by that right or with no_new_privs; a label is written in a procfs that is made by it."""
+    loads = process.seccomp is not None and not process.no_new_privileges
+    return loads or bool(process.apparmor_profile or process.selinux_label)
 
 
 def report_init(main: Channel, pid: int, pidfd: int) -> None:

@@ -111,7 +111,8 @@ def test_the_pid_namespace_is_the_last_that_the_intermediate_process_enters(runn
     run(start(runner.containers[0]))
     tenant: list[Place] = order_of(lambda: runner.exec(runner.containers[0], "true"))
     inter = [step for stage, step in tenant if stage == "inter"]
-    assert inter == ["join cgroup", "set cpu affinity", "join namespaces", "join pid namespace", "clone init"]
+    before_clone = ["join namespaces", "join pid namespace", "give up capabilities"]
+    assert inter == ["join cgroup", "set cpu affinity", *before_clone, "clone init"]
 
 
 def test_a_tenant_only_joins_and_changes_no_limit(runner: Runner) -> None:

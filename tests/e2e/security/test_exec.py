@@ -87,6 +87,66 @@ def test_an_exec_has_no_inheritable_and_no_ambient_capabilities(oci: Oci) -> Non
     assert sets["CapBnd:"] == 1
 
 
+NOTHING_REFUSED = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}
+# What it takes to become the container's user: CHOWN, DAC_OVERRIDE, SETGID, SETUID, SETPCAP.
+WAY = 1 << 0 | 1 << 1 | 1 << 6 | 1 << 7 | 1 << 8
+SYS_ADMIN = 1 << 21
+
+
+@pytest.mark.parametrize(
+    ("filtered", "no_new_privileges", "more"),
+    [(False, False, 0), (False, True, 0), (True, True, 0), (True, False, SYS_ADMIN)],
+    ids=["plain", "no_new_privs", "filter and no_new_privs", "filter"],
+)
+def test_an_exec_can_be_traced_for_no_capability_but_its_own(
+    oci: Oci, filtered: bool, no_new_privileges: bool, more: int
+) -> None:
+    """A container with CAP_SYS_PTRACE can take over who is on its way in. To load a filter takes CAP_SYS_ADMIN."""
+    bundle = oci.bundle()
+    if filtered:
+        bundle.config["linux"]["seccomp"] = NOTHING_REFUSED
+    bundle.config["process"]["noNewPrivileges"] = no_new_privileges
+    bundle.config["process"]["user"] = {"uid": 1000, "gid": 1000}
+    for kind in ("bounding", "effective", "permitted"):
+        bundle.config["process"]["capabilities"][kind] = ["CAP_KILL", "CAP_SYS_PTRACE"]
+    own = 1 << 5 | 1 << 19
+    name = oci.started(bundle)
+    command = [
+        *_words(oci),
+        "--delay-at",
+        "init.set-up-stdio:2",
+        "exec",
+        name,
+        "grep",
+        "Cap",
+        "/proc/self/status",
+    ]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        held = _capabilities_of_init(running.pid)
+        ends_with = {line.split()[0]: int(line.split()[1], 16) for line in running.stdout}
+        assert running.wait(timeout=60) == 0
+    assert held["CapBnd:"] == own
+    assert held["CapPrm:"] == held["CapEff:"] == own | WAY | more
+    assert (ends_with["CapBnd:"], ends_with["CapPrm:"]) == (own, 0)  # it is not root
+
+
+def _capabilities_of_init(command: int) -> dict[str, int]:
+    """The sets of 2:INIT, a child of the process `command`, when it is there."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        for pid in _children(command):
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue  # it has ended
+            if "manor:[2:INIT]" in status:
+                found = [line.split() for line in status.splitlines() if line.startswith("Cap")]
+                return {each[0]: int(each[1], 16) for each in found}
+        time.sleep(0.01)
+    raise AssertionError("no stage was seen")
+
+
 @contextmanager
 def leaked(count: int) -> Iterator[tuple[int, ...]]:
     """Descriptors of the host's root directory, as a careless caller has them open and inheritable."""
