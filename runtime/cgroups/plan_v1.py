@@ -51,7 +51,7 @@ def cpu(asked: Cpu, current: Current, name: str) -> list[Write]:
     field = f"{PREFIX}.cpu"
     writes = []
     shares = []
-    if asked.shares and asked.idle != 1:  # an idle group has no shares: the kernel refuses to set them
+    if asked.shares:
         if not _FEWEST_SHARES <= asked.shares <= _MOST_SHARES:
             raise ConfigError(f"{field}.shares", f"{asked.shares} is not in {_FEWEST_SHARES}..{_MOST_SHARES}")
         shares.append(Write(name, "cpu.shares", str(asked.shares), f"{field}.shares"))

@@ -68,7 +68,7 @@ def cpu(asked: Cpu, current: Current, name: str) -> list[Write]:
     writes = []
     if asked.idle is not None:
         writes.append(Write(name, "cpu.idle", str(asked.idle), f"{field}.idle"))
-    if asked.shares and asked.idle != 1:  # an idle group has no weight: the kernel refuses to set it
+    if asked.shares:
         writes.append(Write(name, "cpu.weight", str(weight_of_shares(asked.shares)), f"{field}.shares"))
     maximum = []
     if asked.quota or asked.period:

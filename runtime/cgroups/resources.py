@@ -24,6 +24,7 @@ __all__ = ["FRESH", "PARTITION", "Current", "Write", "ignored_fields", "plan_wri
 
 _MOST_VALUE = 4096  # a cgroup file takes one page
 PARTITION = "cpuset.cpus.partition"
+_WEIGHTS = ("cpu.weight", "cpu.weight.nice", "cpu.shares")
 _SETTABLE_CORE_FILES = ("cgroup.max.depth", "cgroup.max.descendants")
 
 
@@ -56,21 +57,40 @@ def plan_writes(resources: Resources, layout: Layout, current: Current = FRESH) 
     for device, limit_of_device in (resources.rdma or {}).items():
         writes += _plan_rdma(device, limit_of_device, layout)
     writes += _plan_unified(resources.unified or {}, layout)
-    return tuple(writes)
+    return tuple(_weightless_if_idle(writes))
+
+
+def _weightless_if_idle(writes: list[Write]) -> list[Write]:
+    """What is to be idle has no weight, as the kernel refuses to set one then. The last word counts, and is first."""
+    idle = [write for write in writes if write.file == "cpu.idle"]
+    if not idle:
+        return writes
+    without = ("cpu.idle", *_WEIGHTS) if idle[-1].value.strip() == "1" else ("cpu.idle",)
+    return [idle[-1], *(write for write in writes if write.file not in without)]
 
 
 def ignored_fields(resources: Resources) -> tuple[str, ...]:
-    """What `resources` set to no effect, each with the reason, for a warning: fields that runc ignores as well."""
+    """What `resources` set to no effect, each with the reason, for a warning: as with runc."""
+    told = _ignored_weights(resources)
     memory = resources.memory
     if memory is None:
-        return ()
-    told = []
+        return tuple(told)
     for name, value in (("kernel", memory.kernel), ("kernelTCP", memory.kernel_tcp)):
         if value is not None:
             told.append(f"{PREFIX}.memory.{name} is ignored: kernel memory has no limit of its own any more")
     if memory.use_hierarchy is False:
         told.append(f"{PREFIX}.memory.useHierarchy is ignored: limits always count what is below")
     return tuple(told)
+
+
+def _ignored_weights(resources: Resources) -> list[str]:
+    asked, unified = resources.cpu, resources.unified or {}
+    idle = unified.get("cpu.idle") or (str(asked.idle) if asked is not None else "")
+    if idle.strip() != "1":
+        return []
+    fields = ["cpu.shares"] if asked is not None and asked.shares else []
+    fields += [f"unified.{file}" for file in _WEIGHTS if file in unified]
+    return [f"{PREFIX}.{field} is ignored: unable to apply both a weight and cpu.idle" for field in fields]
 
 
 def _in_hierarchy_of(controller: str, layout: Layout, v1: Planner, v2: Planner) -> list[Write]:
@@ -112,9 +132,11 @@ def _plan_memory(memory: Memory, layout: Layout, current: Current) -> list[Write
     if memory.swappiness is not None and not -1 <= memory.swappiness <= 100:
         raise ConfigError(f"{field}.swappiness", f"{memory.swappiness} is not in 0..100")
     if memory.check_before_update:
-        for name, value in (("limit", limit), ("swap", swap)):
+        for name, words, value in (("swap", "memory+swap", swap), ("limit", "memory", limit)):
             if 0 < value <= current.memory_usage:
-                raise CgroupError(f"{field}.{name}: {value} is not above the usage of {current.memory_usage}")
+                raise CgroupError(
+                    f"{field}.{name}: rejecting {words} limit {value} below the usage of {current.memory_usage}"
+                )
     return _in_hierarchy_of(
         "memory",
         layout,

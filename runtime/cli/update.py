@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from runtime import operations, rdt, state
+from runtime.cgroups.resources import ignored_fields
 from runtime.cli import logs
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.host import sole
@@ -58,13 +59,16 @@ def update(call: Call) -> int:
     with lock:
         if found.status == state.STOPPED:
             raise InvalidState("container not running")
+        resources = settle(asked)
+        for warning in ignored_fields(resources):
+            logs.warn(warning)
         with Undo() as undo:
             if schemata:
                 if found.terms.rdt is None:
                     raise InvalidState("updating a non-existent Intel RDT configuration is not supported")
                 undo.push(set_schemata, found.terms.rdt[0], former_schemata(found.terms.rdt[0], schemata))
                 set_schemata(found.terms.rdt[0], schemata)
-            run(operations.update(found, settle(asked)))
+            run(operations.update(found, resources))
             undo.keep()
     return 0
 

@@ -185,6 +185,16 @@ def test_burst_follows_the_quota_up_and_down(yard: Yard) -> None:
         assert yard.read(cgroup, file) == str(quota)
 
 
+def test_what_is_made_idle_takes_no_weight_and_no_harm(yard: Yard) -> None:
+    cgroup = yard.make(cpu=Cpu(shares=512, idle=1))
+    assert yard.read(cgroup, "cpu.idle") == "1"
+    cgroup.apply(Resources(cpu=Cpu(idle=0)))
+    assert yard.read(cgroup, "cpu.idle") == "0"
+    if not yard.is_v1("cpu"):
+        cgroup.apply(Resources(unified={"cpu.weight": "8", "cpu.idle": "1"}))
+        assert yard.read(cgroup, "cpu.idle") == "1"
+
+
 def test_half_of_the_bandwidth_leaves_the_other_half(yard: Yard) -> None:
     cgroup = yard.make(cpu=Cpu(quota=50_000, period=100_000))
     cgroup.apply(Resources(cpu=Cpu(quota=20_000)))
@@ -214,7 +224,7 @@ def test_container_follows_a_cpuset_that_is_widened(yard: Yard) -> None:
 def test_checked_update_refuses_to_go_below_the_usage(yard: Yard) -> None:
     cgroup = yard.make(memory=Memory(limit=64 * MIB))
     yard.spawn(cgroup, "sleep", "100")
-    with pytest.raises(CgroupError, match=r"memory\.limit: 4096 is not above the usage of"):
+    with pytest.raises(CgroupError, match=r"memory\.limit: rejecting memory limit 4096 below the usage of"):
         cgroup.apply(Resources(memory=Memory(limit=4096, check_before_update=True)))
     assert memory(yard, cgroup)[0] == 64
 

@@ -330,6 +330,17 @@ def test_an_update_that_fails_is_taken_back_in_both(units: Units) -> None:
     assert text(cgroup, "pids", "pids.max") == "max"
 
 
+@unified_only
+def test_what_is_idle_has_no_weight_until_it_is_given_one(units: Units) -> None:
+    cgroup = units.make(f"{PARENT}:manor-test:idle", cpu=Cpu(shares=512))
+    cgroup.apply(Resources(unified={"cpu.idle": "1", "cpu.weight": "8"}))
+    assert text(cgroup, "cpu", "cpu.idle") == "1"
+    assert shown(cgroup.unit, "CPUWeight")["CPUWeight"] in ("0", "idle")
+    cgroup.apply(Resources(unified={"cpu.weight": "8"}))
+    assert text(cgroup, "cpu", "cpu.idle") == "0"
+    assert text(cgroup, "cpu", "cpu.weight") == shown(cgroup.unit, "CPUWeight")["CPUWeight"] == "8"
+
+
 def test_annotations_set_properties_that_are_allowed(units: Units) -> None:
     annotations = {
         "org.systemd.property.TimeoutStopSec": "7",

@@ -63,6 +63,15 @@ def test_cpu_options(oci: Oci) -> None:
     assert limits(oci, name, "cpu.idle", "cpu.shares") == ["0", "1024"]
 
 
+def test_shares_of_what_is_made_idle_are_warned_of(oci: Oci) -> None:
+    name = oci.started()
+    done = oci("update", "--cpu-share", "200", "--cpu-idle", "1", name)
+    assert done.code == 0
+    assert limits(oci, name, "cpu.idle") == ["1"]
+    if oci.is_manor:  # runc sets them first, to no effect
+        assert "linux.resources.cpu.shares is ignored" in done.stderr
+
+
 def test_cpuset_and_pids(oci: Oci) -> None:
     name = oci.started()
     files = ("cpuset.cpus", "cpuset.mems", "pids.max")

@@ -150,6 +150,8 @@ def test_checked_update_below_the_usage_is_refused(layout: Layout) -> None:
     current = Current(memory_usage=10 * MIB)
     with pytest.raises(CgroupError, match=r"memory\.limit: .* usage of 10485760"):
         plan(layout, current, memory=m.Memory(limit=10 * MIB, check_before_update=True))
+    with pytest.raises(CgroupError, match=r"memory\.swap: rejecting memory\+swap limit"):
+        plan(layout, current, memory=m.Memory(limit=4096, swap=8192, check_before_update=True))
     assert plan(layout, current, memory=m.Memory(limit=11 * MIB, check_before_update=True))
     assert plan(layout, current, memory=m.Memory(limit=MIB))
 
@@ -203,6 +205,27 @@ def test_idle_group_has_no_shares() -> None:
     assert plan(LEGACY, cpu=m.Cpu(shares=512, idle=1)) == [("cpu.idle", "1")]
     assert plan(UNIFIED, cpu=m.Cpu(shares=512, idle=1)) == [("cpu.idle", "1")]
     assert plan(LEGACY, cpu=m.Cpu(shares=512, idle=0)) == [("cpu.idle", "0"), ("cpu.shares", "512")]
+
+
+def test_whether_it_is_idle_is_said_once_and_last() -> None:
+    idle = {"cpu.weight": "8", "cpu.idle": "1"}
+    assert plan(UNIFIED, cpu=m.Cpu(shares=512), unified=idle) == [("cpu.idle", "1")]
+    assert plan(UNIFIED, cpu=m.Cpu(idle=0), unified=idle) == [("cpu.idle", "1")]
+    assert plan(UNIFIED, cpu=m.Cpu(idle=1), unified={"cpu.idle": "0", "cpu.weight": "8"}) == [
+        ("cpu.idle", "0"),
+        ("cpu.weight", "8"),
+    ]
+
+
+def test_a_weight_that_idleness_overrules_is_told() -> None:
+    def told(**resources: Any) -> list[str]:
+        return [text.split(" ")[0] for text in ignored_fields(m.Resources(**resources))]
+
+    idle = {"cpu.weight": "8", "cpu.idle": "1"}
+    assert told(cpu=m.Cpu(shares=512, idle=1)) == ["linux.resources.cpu.shares"]
+    assert told(unified=idle) == ["linux.resources.unified.cpu.weight"]
+    assert told(cpu=m.Cpu(shares=512, idle=0)) == []
+    assert told(cpu=m.Cpu(shares=512, idle=1), unified={"cpu.idle": "0"}) == []
 
 
 def test_v1_realtime_runtime_never_exceeds_the_period() -> None:
