@@ -64,7 +64,9 @@ class Units:
         self.made: list[Cgroup] = []
         self.members: dict[int, int] = {}
 
-    def make(self, path: str, annotations: dict[str, str] | None = None, **parts: Any) -> Cgroup:
+    def make(
+        self, path: str, annotations: dict[str, str] | None = None, confine: bool = True, **parts: Any
+    ) -> Cgroup:
         parts.setdefault("devices", ALL_DEVICES)
         cgroup = create_cgroup(
             self.layout,
@@ -75,7 +77,8 @@ class Units:
             annotations=annotations or {},
         )
         self.made.append(cgroup)
-        cgroup.confine()
+        if confine:
+            cgroup.confine()
         return cgroup
 
     def spawn(self, cgroup: Cgroup, *arguments: str) -> int:
@@ -245,6 +248,17 @@ def test_init_joins_and_the_placeholder_goes(units: Units) -> None:
     assert cgroup.pids() == [init]
     assert not Path(f"/proc/{placeholder}").exists()
     assert shown(cgroup.unit, "ActiveState")["ActiveState"] == "active"
+
+
+@unified_only
+@pytest.mark.parametrize("limit", [0, 1])
+def test_a_container_of_one_process_is_born_beside_the_placeholder(units: Units, limit: int) -> None:
+    cgroup = units.make(f"{PARENT}:manor-test:one", confine=False, pids=Pids(limit=limit))
+    init = units.spawn(cgroup, "sleep", "1000")
+    cgroup.confine()
+    cgroup.settle()
+    assert cgroup.pids() == [init]
+    assert text(cgroup, "pids", "pids.max") == shown(cgroup.unit, "TasksMax")["TasksMax"] == "1"
 
 
 def test_a_deleted_scope_leaves_no_unit_and_no_directory(units: Units) -> None:
