@@ -166,3 +166,23 @@ def test_where_a_shim_listens_is_known_until_its_pod_is_forgotten(tmp_path: Path
 def test_the_record_cannot_be_taken_for_a_container() -> None:
     with pytest.raises(InvalidId):
         check_id("@socket")
+
+
+def test_a_pods_state_lies_where_its_handler_wants_it_and_is_found_where_it_is_looked_for(
+    tmp_path: Path,
+) -> None:
+    pod, root = tmp_path / "run" / "pods" / "abc", tmp_path / "root"
+    sockets.place_pod(str(pod), str(root))
+    sockets.record_socket(str(pod), "/s")
+    sockets.place_pod(str(pod), str(root))
+    assert sockets.recorded_socket(str(root / "abc")) == sockets.recorded_socket(str(pod)) == "/s"
+    sockets.forget_pod(str(pod))
+    assert list(root.iterdir()) == list(pod.parent.iterdir()) == []
+
+
+def test_a_pods_state_that_is_there_already_stays_there(tmp_path: Path) -> None:
+    pod, root = tmp_path / "pods" / "abc", tmp_path / "root"
+    sockets.record_socket(str(pod), "/s")
+    sockets.place_pod(str(pod), str(root))
+    assert not pod.is_symlink()
+    assert list(root.iterdir()) == []
