@@ -52,7 +52,10 @@ class HostsSources:
     def open(self, number: int) -> OwnedFd:
         """The source of that step as a detached mount. StageError with what went wrong, MountError for no answer."""
         channel = self._channel or self._connect()
-        channel.send(SourceRequest(number))
+        try:
+            channel.send(SourceRequest(number))
+        except BrokenPipeError:
+            pass  # it is gone, and has said why: that is to be read
         poll = select.poll()
         poll.register(channel.fileno(), select.POLLIN)
         if not poll.poll(max(self._deadline - time.monotonic(), 0) * 1000):

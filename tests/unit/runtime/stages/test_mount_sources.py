@@ -112,3 +112,23 @@ def test_no_answer_in_time_is_an_error(
     with pytest.raises(MountError, match="did not open the sources of the mounts"):
         sources.open(1)
     done.set()
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_a_failure_that_was_told_before_anything_was_asked_arrives(
+    hosts: Callable[[Script], HostsSources], speaks: bool
+) -> None:
+    gone = threading.Event()
+
+    def fail(channel: Channel) -> None:
+        if speaks:
+            channel.send_failure("0:MOUNT", ("open mount source", "/volume"), OSError(28, "too much of it"))
+        channel.close()
+        gone.set()
+
+    sources = hosts(fail)
+    sources._connect()
+    assert gone.wait(30)
+    kind, said = (StageError, "open mount source /volume") if speaks else (ChannelClosed, "0:MOUNT ended")
+    with pytest.raises(kind, match=said):
+        sources.open(3)
