@@ -20,20 +20,19 @@ from runtime.record import replace
 from runtime.spec.load import load_process, load_resources
 from runtime.stages.plan import Stdio
 from shim import rootfs_mounts
+from shim.accounts import Accounts
 from shim.api.events import (
     TaskCreate,
     TaskDelete,
     TaskExecAdded,
     TaskExecStarted,
     TaskIO,
-    TaskOOM,
     TaskPaused,
     TaskResumed,
     TaskStart,
 )
 from shim.errors import already_exists, failed_precondition, not_found, unimplemented
 from shim.log import ERROR, WARNING
-from shim.oom import OomWatch
 from shim.options import options_of
 from shim.process import CREATED, RUNNING, STOPPED, Process
 from shim.stdio import Streams
@@ -77,8 +76,8 @@ class Container:
         if init.io is not None:
             init.io.attach(runtime.console)
         runtime.console = None
-        self._oom = OomWatch(pod.loop, pod.host.layout, runtime.cgroup, self._oom_killed)
-        init.pid = runtime.pid
+        self.accounts = Accounts(pod, runtime.id, runtime.cgroup)
+        init.pid, init.start_time = runtime.pid, runtime.start_time
         self._warn(init, runtime.warnings)
         self._watch(init)
 
@@ -145,7 +144,7 @@ class Container:
             timeline.mark("open streams")
             request = ExecRequest(process.spec, Stdio(*io.child_fds()))
             tenant = yield from operations.exec_(self.runtime, request)
-            process.pid, process.pidfd = tenant.pid, tenant.pidfd
+            process.pid, process.start_time, process.pidfd = tenant.pid, tenant.start_time, tenant.pidfd
             try:
                 io.attach(tenant.console)
             except Exception:
@@ -188,11 +187,13 @@ class Container:
         if process is self.init:
             self._init_ended(status, when_ns)
             return
-        process.ended(status, when_ns)
+        process.ended(status, when_ns, self.accounts.oom_of_exec(status))
         self._report_init_if_last()
 
     def _init_ended(self, status: int, when_ns: int) -> None:
         """Init's exit is the last of its container: without a PID namespace the others must be killed for that."""
+        self.accounts.count_up()
+        self.init.note_exit(status, when_ns, self.accounts.oom_of_init(status))
         was_paused = self.runtime.status == state.PAUSED
         self.runtime.ended()
         try:
@@ -214,11 +215,7 @@ class Container:
         if not self.init.exited.done and self._last_exit is not None:
             if self._hold_back is not None:
                 self._hold_back.cancel()
-            self._oom.close()
             self.init.ended(*self._last_exit)
-
-    def _oom_killed(self) -> None:
-        self.pod.events.publish(TaskOOM(self.id))
 
     # --- what is done to a running one -------------------------------------------------------------
 
@@ -268,8 +265,13 @@ class Container:
         yield from operations.update(self.runtime, load_resources(resources))
 
     def pids(self) -> list[int]:
-        """All processes in the container's cgroups, as the shim's PID namespace sees them."""
-        return self.runtime.cgroup.pids()
+        """All processes in the container's cgroups, as the shim's PID namespace sees them.
+
+        Of an ended one its init, until it is deleted: a daemon of 2.x that starts takes a task without processes
+        for one that was never created, and deletes it without asking how it ended.
+        """
+        found = self.runtime.cgroup.pids()
+        return found or ([self.init.pid] if self.init.status == STOPPED else [])
 
     # --- the end -----------------------------------------------------------------------------------
 
@@ -299,7 +301,7 @@ class Container:
             self.pod.log.write(WARNING, f"init of container {self.id} was killed and has not ended yet")
         for process in (*self.execs.values(), init):
             process.close()
-        self._oom.close()
+        self.accounts.close()
         if self.mounted:
             yield from rootfs_mounts.unmount_all(rootfs_of(self.bundle))
             self.mounted = False

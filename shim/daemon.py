@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _signal
 import os
-import time
 
 from runtime.cgroups import detect_layout, open_cgroup
 from runtime.container import open_host
@@ -19,9 +18,10 @@ from shim.api import task
 from shim.api.codec import encode
 from shim.api.types import timestamp
 from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
-from shim.delete import Remains
+from shim.delete import Remains, killed, known_exit
 from shim.events import Publisher
 from shim.exits import Reaper
+from shim.journal import Journal
 from shim.log import DEBUG, ERROR, WARNING, Log
 from shim.loop import Loop
 from shim.options import read_handler, unheeded
@@ -48,7 +48,6 @@ RUN_DIR = "/run/manor"
 FAREWELL_S = 2.0
 # Spans are for later reading; what is going on comes first.
 SPANS_DELAY_S = 0.02
-KILLED = 128 + 9
 
 
 def run(request: StartRequest) -> NoReturn:
@@ -86,22 +85,23 @@ def pod_directory(environ: Mapping[str, str], name: str) -> str:
 
 
 def _delete(request: StartRequest, invocation: Invocation) -> None:
-    """Clean up unless the pod's shim is alive, and answer that the container was killed, as it now is."""
+    """Clean up unless the pod's shim is alive, and answer how the container ended: it was killed, if nobody knows."""
     if not invocation.namespace or not invocation.id:
         raise InvalidArgument("delete: -namespace and -id are needed")
     bundle = _path_of(request.cwd_fd)
     group = bootstrap.group_of(request.cwd_fd.fileno(), invocation.id)
     name = pod_name(invocation.address, invocation.namespace, group)
-    init_pid = 0
     warnings: list[str] = []
     directory = pod_directory(request.environ, name)
     socket_path = sockets.recorded_socket(directory) or f"{bootstrap.SOCKET_DIR}/{name}"
-    if not sockets.is_served(socket_path):
+    if sockets.is_served(socket_path):
+        ended = known_exit(directory, invocation.id, bundle) or killed(invocation.id)
+    else:
         remains = Remains(directory, request.layout or detect_layout())
-        init_pid = remains.remove_all(invocation.id, bundle)
+        ended = remains.remove_all(invocation.id, bundle)
         warnings = remains.warnings
         sockets.remove_socket(socket_path)
-    answer = task.DeleteResponse(init_pid, KILLED, timestamp(time.time_ns()))
+    answer = task.DeleteResponse(ended.pid, ended.code, timestamp(ended.exited_at))
     _answer(request, encode(answer), "".join(f"{warning}\n" for warning in warnings).encode(errors="replace"))
 
 
@@ -183,10 +183,17 @@ class Shim:
         self._loop.on_failure = log.bug
         self._spans = spans.Spans(state_dir, self._when_quiet, traced)
         reaper = Reaper(self._loop)
+        journal = Journal(host.root, log)
         self._events = Publisher(
-            self._loop, wanted.ttrpc_address, wanted.namespace, log, lambda: reaper.holding
+            self._loop,
+            wanted.ttrpc_address,
+            wanted.namespace,
+            log,
+            lambda: reaper.holding,
+            journal.sync,
+            host.root,
         )
-        self._pod = Pod(self._loop, reaper, self._events, host, log, self._spans.emit, self.shutdown)
+        self._pod = Pod(self._loop, reaper, self._events, host, log, self._spans.emit, self.shutdown, journal)
         self._pod.handler = handler
         methods = TaskService(self._pod).methods()
         services = {task.SERVICE_V2: methods, task.SERVICE_V3: methods}

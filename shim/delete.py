@@ -3,24 +3,30 @@
 containerd also runs it when a task was deleted in the ordinary way and its connection closed, so it finds
 nothing to do as a rule, and a pod whose shim is alive is left alone. With the shim gone, nobody passes on
 the output of the pod's containers or reaps them: all are killed, their cgroups, mounts and state removed.
+
+How a container ended is in the pod's exit journal, or else it was killed just now. The journal goes with the
+pod at the first `delete`; others may follow, one for each container, so each one's exit is left in its bundle.
 """
 
 from __future__ import annotations
 
 import _signal
 import os
+import time
 
 from runtime import state
 from runtime.cgroups import Cgroup, open_cgroup
 from runtime.container import open_host
 from runtime.errors import ManorError, describe
+from runtime.linux.fds import OwnedFd
 from runtime.operations.apart import read_config
 from runtime.operations.delete import remove_cgroup
 from runtime.operations.load import cgroup_asked_for
 from runtime.spec.load import load_spec
 from runtime.waiting import run
-from shim import rootfs_mounts, systemd
+from shim import journal, rootfs_mounts, systemd
 from shim.container import rootfs_of
+from shim.journal import Exit
 from shim.sockets import NOTE_MARK, forget_pod
 
 TYPE_CHECKING = False
@@ -28,6 +34,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.cgroups import Layout
+
+
+# In a bundle: how its container ended, left there by the `delete` of another container of the pod.
+EXIT_NOTE = "manor-exit.json"
+
+
+def known_exit(root: str, container_id: str, bundle: str, pid: int = 0, start_time: int = 0) -> Exit | None:
+    """How the init of a container ended, from the journal of its pod or from its bundle; None if nobody knows.
+
+    `pid` and `start_time` are init's, 0 if they are not known.
+    """
+    found = journal.exit_of_init(journal.read(root), container_id, pid, start_time)
+    if found is not None:
+        return found
+    try:
+        with OwnedFd(os.open(f"{bundle}/{EXIT_NOTE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as note:
+            return journal.exit_of_init(
+                [
+                    entry
+                    for line in os.read(note.fileno(), 1 << 16).splitlines()
+                    if (entry := journal.decode(line))
+                ],
+                container_id,
+                pid,
+                start_time,
+            )
+    except OSError:
+        return None
+
+
+def killed(container_id: str, pid: int = 0, start_time: int = 0) -> Exit:
+    """The exit of an init that we kill, or that somebody has killed."""
+    number = int(_signal.SIGKILL)
+    return Exit(container_id, "", pid, start_time, 128 + number, number, time.time_ns())
 
 
 class Remains:
@@ -38,21 +78,26 @@ class Remains:
         self._layout = layout
         self.warnings: list[str] = []
 
-    def remove_all(self, container_id: str, bundle: str) -> int:
-        """Remove every container of the pod, and above all `container_id`; the pid that its init had, or 0."""
-        init_pid = 0
+    def remove_all(self, container_id: str, bundle: str) -> Exit:
+        """Remove every container of the pod, and above all `container_id`; how its init ended."""
+        answer: Exit | None = None
         for name in self._container_ids():
             left = self._load(name)
             if left is not None:
+                ended = known_exit(self._root, name, left.bundle, left.pid, left.start_time)
                 self._remove(left, name)
+                ended = ended or killed(name, left.pid, left.start_time)
                 if name == container_id:
-                    init_pid = left.pid
+                    answer = ended
+                else:
+                    self._try("note exit", _leave_note, left.bundle, ended)
             elif name == container_id:
                 self._try("remove what the config names", self._remove_by_config, bundle)
             self._try("remove state", state.remove_directory, self._root, name)
+        answer = answer or known_exit(self._root, container_id, bundle)
         self._try("unmount", rootfs_mounts.unmount, rootfs_of(bundle))
         forget_pod(self._root)
-        return init_pid
+        return answer or killed(container_id)
 
     def _container_ids(self) -> list[str]:
         try:
@@ -116,3 +161,13 @@ class Remains:
             call(*arguments)
         except (ManorError, OSError, ValueError) as error:
             self.warnings.append(f"{what}: {describe(error)}")
+
+
+def _leave_note(bundle: str, ended: Exit) -> None:
+    """containerd removes the bundle when it has run `delete` for it; if it has already, there is nobody to be told."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        with OwnedFd(os.open(f"{bundle}/{EXIT_NOTE}", flags, 0o600)) as note:
+            os.write(note.fileno(), ended.encode())
+    except (FileNotFoundError, NotADirectoryError):
+        pass

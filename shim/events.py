@@ -2,8 +2,8 @@
 
 Publishing only queues; one task sends, one event at a time, because containerd handles calls of one
 connection side by side and would mix them up. An event that containerd cannot take (it is being
-restarted) is sent again until it can. The queue is bounded: when containerd stays away for long, the
-oldest events go, since after its return it asks for the state of every process anyway.
+restarted) is sent again until it can. What is held in memory is bounded: when containerd stays away for
+long, further events wait on disk. Before anything is sent, the exits that are on record have reached the disk.
 
 Which event comes when is decided by `container` and `process`.
 """
@@ -13,10 +13,12 @@ from __future__ import annotations
 import _socket
 import time
 
+from runtime.errors import describe
 from runtime.waiting import Readable, Sleep, Writable
 from shim.api.codec import encode
 from shim.api.events import SERVICE, TOPICS, ForwardRequest
 from shim.api.types import Envelope, pack, timestamp
+from shim.backlog import Backlog
 from shim.errors import status_of
 from shim.log import ERROR, WARNING
 from shim.tasks import Outcome, spawn
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from typing import Any
 
+    from runtime.waiting import Operation
     from shim.api.message import Message
     from shim.log import Log
     from shim.loop import Loop
@@ -51,14 +54,24 @@ _READ_BYTES = 16 * 1024
 class Publisher:
     """Sends to the ttrpc socket `address`; with none ("") events are dropped, nobody wants them.
 
-    `busy` says whether something more urgent is going on.
+    `busy` says whether something more urgent is going on; `settle` waits until all that was put on record before is
+    on disk; what is too much for memory goes to `directory` ("": the oldest are dropped then).
     """
 
     def __init__(
-        self, loop: Loop, address: str, namespace: str, log: Log, busy: Callable[[], bool] = lambda: False
+        self,
+        loop: Loop,
+        address: str,
+        namespace: str,
+        log: Log,
+        busy: Callable[[], bool] = lambda: False,
+        settle: Callable[[], Operation[None]] | None = None,
+        directory: str = "",
     ) -> None:
         self._loop = loop
         self._busy = busy
+        self._settle = settle
+        self._backlog = Backlog(directory)
         self._address = address
         self._namespace = namespace
         self._log = log
@@ -76,14 +89,24 @@ class Publisher:
         if not self._address:
             return
         envelope = Envelope(timestamp(time.time_ns()), self._namespace, TOPICS[type(event)], pack(event))
-        if len(self._queue) >= MAX_QUEUED:
-            self._queue.pop(0)
-            self._dropped += 1
-        self._queue.append(encode(ForwardRequest(envelope)))
+        self._enqueue(encode(ForwardRequest(envelope)))
         if self._idle.done:
             self._idle = Outcome()
         if not self._more.done:
             self._more.set()
+
+    def _enqueue(self, event: bytes) -> None:
+        """In order: once there is a backlog, everything new goes behind it."""
+        if self._backlog.count or len(self._queue) >= MAX_QUEUED:
+            if self._backlog.append(event):
+                return
+            self._dropped += 1
+            if self._dropped == 1:
+                self._log.write(ERROR, "too many events wait for containerd: some are dropped from now on")
+            if self._backlog.count:
+                return
+            self._queue.pop(0)
+        self._queue.append(event)
 
     def sent(self) -> Outcome:
         """Set when there is nothing left to send."""
@@ -91,8 +114,10 @@ class Publisher:
 
     def _send_all(self) -> Generator[Any, Any, None]:
         while True:
-            while self._queue:
+            while self._queue or self._fetch():
                 first = self._queue[0]
+                if self._settle is not None:
+                    yield from self._settle()
                 yield from self._deliver(first)
                 if self._queue and self._queue[0] is first:  # else it was dropped meanwhile
                     del self._queue[0]
@@ -104,6 +129,17 @@ class Publisher:
             self._more = Outcome()
             yield self._more
             yield from self._give_way()
+
+    def _fetch(self) -> bool:
+        """Go on with what waits on disk; True if there was something."""
+        if not self._backlog.count:
+            return False
+        try:
+            self._queue += self._backlog.take()
+        except OSError as error:
+            self._log.write(ERROR, f"{self._backlog.count} events are lost: {describe(error)}")
+            self._backlog.close()
+        return bool(self._queue)
 
     def _give_way(self) -> Generator[Any, Any, None]:
         for _ in range(COURTESIES):
@@ -170,4 +206,5 @@ class Publisher:
         if self._sender is not None:
             self._sender.cancel()
         self._queue.clear()
+        self._backlog.close()
         self._disconnect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shim.errors import already_exists, not_found
+from shim.journal import Journal
 from shim.options import Handler
 
 TYPE_CHECKING = False
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from shim.container import Container
     from shim.events import Publisher
     from shim.exits import Reaper
+    from shim.journal import Exit
     from shim.log import Log
     from shim.loop import Loop
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 class Pod:
     """One per shim. `emit_span` takes finished spans; `shutdown` is asked for when no container is left.
 
-    `handler` is what the options of the start say, for the containers whose own do not.
+    `handler` is what the options of the start say, for the containers whose own do not. Without a `journal` exits
+    are put on no record.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Pod:
         log: Log,
         emit_span: EmitSpan,
         shutdown: Callable[[], None],
+        journal: Journal | None = None,
     ) -> None:
         self.loop = loop
         self.reaper = reaper
@@ -45,6 +49,8 @@ class Pod:
         self.emit_span = emit_span
         self.shutdown = shutdown
         self.handler = Handler()
+        self.journal = journal or Journal("", log)
+        self.journal.undeleted = self._undeleted_exits
         self._containers: dict[str, Container | None] = {}  # None while one is being created
 
     def reserve(self, container_id: str) -> None:
@@ -78,3 +84,10 @@ class Pod:
     def containers(self) -> Iterable[Container]:
         """All that have been created."""
         return [container for container in self._containers.values() if container is not None]
+
+    def _undeleted_exits(self) -> Iterable[Exit]:
+        """Of the processes that have ended and that containerd has not deleted."""
+        for container in self.containers():
+            for process in (container.init, *container.execs.values()):
+                if process.exit is not None:
+                    yield process.exit

@@ -15,7 +15,7 @@ from shim.api.events import TaskExit
 from shim.api.types import timestamp
 from shim.console import open_console
 from shim.errors import failed_precondition, not_found
-from shim.exits import exit_code
+from shim.journal import exit_of
 from shim.stdio import open_pipes
 from shim.tasks import Mutex, Outcome
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runtime.waiting import Operation
     from shim.api.types import Timestamp
     from shim.exits import ExitWatch
+    from shim.journal import Exit, Oom
     from shim.pod import Pod
     from shim.stdio import ProcessIo, Streams
 
@@ -54,10 +55,12 @@ class Process:
         self.spec = spec
         self.status = CREATED
         self.pid = 0
+        self.start_time = 0
         self.pidfd: OwnedFd | None = None
         self.io: ProcessIo | None = None
         self.exit_status = 0
         self.exited_at_ns = 0
+        self.exit: Exit | None = None  # as it is in the journal
         self.exited = Outcome()
         self.mutex = Mutex()
         self.watch: ExitWatch | None = None
@@ -82,11 +85,20 @@ class Process:
                     os.fchown(number, *self.io_owner)
         return self.io
 
-    def ended(self, wait_status: int, when_ns: int) -> None:
+    def note_exit(self, wait_status: int, when_ns: int, oom: Oom | None = None) -> Exit:
+        """It has ended: put that on record, once, whenever it is that somebody is told."""
+        if self.exit is None:
+            self.exit = exit_of(
+                self.container_id, self.exec_id, self.pid, self.start_time, wait_status, when_ns, oom
+            )
+            self.pod.journal.append(self.exit)
+        return self.exit
+
+    def ended(self, wait_status: int, when_ns: int, oom: Oom | None = None) -> None:
         """It has ended: say so to everybody who waits, and to containerd."""
         self.watch = None
         self.status = STOPPED
-        self.exit_status = exit_code(wait_status)
+        self.exit_status = self.note_exit(wait_status, when_ns, oom).code
         self.exited_at_ns = when_ns
         if self.io is not None:
             self.io.process_ended()

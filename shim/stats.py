@@ -7,6 +7,7 @@ own tables; nothing is computed here. Which of the two messages it is follows th
 from __future__ import annotations
 
 from runtime.cgroups import counters, stats_v2
+from runtime.cgroups.layout import UNIFIED
 from shim.api import metrics_v1, metrics_v2
 from shim.api.message import MESSAGE, MESSAGES
 from shim.api.types import pack
@@ -15,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar
 
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups import Cgroup, Layout
     from shim.api import types
     from shim.api.message import Message
 
@@ -28,6 +29,17 @@ def read(cgroup: Cgroup) -> types.Any:
     if isinstance(counted, stats_v2.Metrics):
         return pack(convert(metrics_v2.Metrics, counted))
     return pack(convert(metrics_v1.Metrics, counted))
+
+
+def kills_only(layout: Layout, count: int) -> types.Any:
+    """What is left to say of a cgroup that has gone before it was read: how many were killed for want of memory.
+
+    containerd asks for nothing else when a container has ended (systemd removes the cgroup of a scope as soon
+    as it is empty).
+    """
+    if layout.mode == UNIFIED:
+        return pack(metrics_v2.Metrics(memory_events=metrics_v2.MemoryEvents(oom_kill=count)))
+    return pack(metrics_v1.Metrics(memory_oom_control=metrics_v1.MemoryOomControl(oom_kill=count)))
 
 
 def convert(kind: type[M], record: object) -> M:

@@ -9,7 +9,6 @@ import os
 
 from runtime.trace import Timeline
 from shim import container as containers
-from shim import stats
 from shim.api import task
 from shim.api.options import ProcessDetails
 from shim.api.types import (
@@ -151,7 +150,7 @@ class TaskService:
 
     def stats(self, request: task.StatsRequest, _call: Call) -> task.StatsResponse:
         """What a container has used."""
-        return task.StatsResponse(stats.read(self._pod.find(request.id).runtime.cgroup))
+        return task.StatsResponse(self._pod.find(request.id).accounts.counters())
 
     def connect(self, request: task.ConnectRequest, _call: Call) -> task.ConnectResponse:
         """Who we are; containerd asks for containers that we may not have, too."""

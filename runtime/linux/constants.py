@@ -25,6 +25,10 @@ _OLD_SYSCALLS = {  # name: (x86_64, asm-generic: aarch64, riscv64, loongarch64)
     "setresgid": (119, 149),
     "capset": (126, 91),
     "capget": (125, 90),
+    "io_setup": (206, 0),
+    "io_destroy": (207, 1),
+    "io_submit": (209, 2),
+    "io_getevents": (208, 4),
 }
 
 
@@ -80,3 +84,4 @@ WALL = 0x40000000
 PROC_SUPER_MAGIC = 0x9FA0
 DEVPTS_SUPER_MAGIC = 0x1CD1
 TMPFS_MAGIC = 0x01021994
+RAMFS_MAGIC = 0x858458F6

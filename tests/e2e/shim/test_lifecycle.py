@@ -141,11 +141,15 @@ def test_orphans_of_a_container_without_a_pid_namespace_are_reaped_and_killed_wi
     bundle.config["linux"]["namespaces"] = [each for each in namespaces if each["type"] != "pid"]
     bundle.write()
     door.start("c1")
-    door.create("c1")
+    init = door.create("c1")
     door.ask("Start", task.StartRequest("c1"))
-    eventually(lambda: len(door.ask("Pids", task.PidsRequest("c1")).processes) >= 2)
+
+    def pids() -> list[int]:
+        return [each.pid for each in door.ask("Pids", task.PidsRequest("c1")).processes]
+
+    eventually(lambda: len(pids()) >= 2)
     assert door.wait("c1") == 0
-    eventually(lambda: not door.ask("Pids", task.PidsRequest("c1")).processes)
+    eventually(lambda: pids() == [init])
     assert door.zombies() == []
     door.delete("c1")
 

@@ -23,10 +23,12 @@ from runtime.operations.apart import ApartRequest, read_config
 from runtime.spec.load import load_spec
 from runtime.waiting import Sleep
 from shim import container as containers
+from shim import journal, stats
 from shim.api import task, types
 from shim.api.events import TaskExit
 from shim.api.message import Message
 from shim.exits import Hold
+from shim.journal import Exit, Journal
 from shim.log import Log
 from shim.loop import Loop
 from shim.pod import Pod
@@ -114,7 +116,13 @@ class Runtime:
         is_first = any(each.type == "pid" and not each.path for each in spec.linux.namespaces)
         terms = Terms(namespaces=0, init_is_first=is_first)
         made = SimpleNamespace(
-            id=request.id, bundle=request.bundle, terms=terms, pid=pid, cgroup=Cgroup(), console=None
+            id=request.id,
+            bundle=request.bundle,
+            terms=terms,
+            pid=pid,
+            cgroup=Cgroup(),
+            console=None,
+            start_time=7,
         )
         made.pidfd = self.pidfd
         made.status, made.marks, made.warnings = state.CREATED, (("clone", 1),), ()
@@ -142,7 +150,9 @@ class Runtime:
         self.next_pid += 1
         if "exec" in self.ending:
             self.reaper.end(pid, self.ending["exec"])
-        return SimpleNamespace(pid=pid, pidfd=self.pidfd, console=None, marks=(("clone", 1),), warnings=())
+        return SimpleNamespace(
+            pid=pid, pidfd=self.pidfd, console=None, marks=(("clone", 1),), warnings=(), start_time=8
+        )
 
     def kill(self, made: SimpleNamespace, number: int, everyone: bool) -> None:
         self.asked.append(f"kill {number} {everyone}")
@@ -189,11 +199,16 @@ class Shim:
             Log("", "test"),
             lambda name, parent, _marks, _attributes: self.spans.append((name, parent)),
             self._shutdown,
+            Journal(str(directory), Log("", "test")),
         )
         self.service = TaskService(self.pod)
 
     def _shutdown(self) -> None:
         self.shutdowns += 1
+
+    def on_record(self) -> list[Exit]:
+        """What the exit journal holds."""
+        return journal.read(str(self.directory))
 
     def told(self) -> list[str]:
         """The events so far: kind, and for exits whose."""
@@ -295,6 +310,77 @@ def test_an_exec_that_ends_before_its_start_is_answered_is_reported_after_the_st
     shim.start(exec_id="e1")
     settle(shim.loop)
     assert shim.told()[2:] == ["execadded", "execstarted", "exit e1"]
+
+
+def test_every_exit_is_on_record_before_anybody_is_told(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[list[str]] = []
+
+    def publish(event: Message) -> None:
+        if isinstance(event, TaskExit):
+            known.append([entry.exec_id for entry in shim.on_record()])
+
+    monkeypatch.setattr(shim.pod.events, "publish", publish)
+    pid = shim.create(linux=PRIVATE_PID)
+    shim.start()
+    shim.add_exec()
+    exec_pid = shim.start(exec_id="e1")
+    shim.reaper.end(exec_pid, 5 << 8)
+    shim.reaper.end(pid, 9)
+    assert known == [["e1"], ["e1", ""]]
+    assert shim.on_record() == [
+        Exit("c1", "e1", exec_pid, 8, 5, 0, 1_000_000_000),
+        Exit("c1", "", pid, 7, 137, 9, 1_000_000_000),
+    ]
+
+
+def test_inits_exit_is_on_record_while_it_is_held_back(shim: Shim) -> None:
+    pid = shim.create(linux=PRIVATE_PID)
+    shim.start()
+    shim.add_exec()
+    exec_pid = shim.start(exec_id="e1")
+    shim.reaper.end(pid, 0)
+    assert [entry.pid for entry in shim.on_record()] == [pid]
+    shim.reaper.end(exec_pid, 9)
+    assert [entry.pid for entry in shim.on_record()] == [pid, exec_pid]
+    assert shim.told()[-2:] == ["exit e1", "exit c1"]
+
+
+def test_the_journal_keeps_what_is_not_deleted(shim: Shim) -> None:
+    pid = shim.create()
+    shim.start()
+    for exec_id in ("e1", "e2"):
+        shim.add_exec(exec_id)
+        shim.reaper.end(shim.start(exec_id=exec_id), 0)
+    shim.delete(exec_id="e1")
+    assert [entry.exec_id for entry in shim.pod.journal.undeleted()] == ["e2"]
+    shim.reaper.end(pid, 0)
+    assert [entry.exec_id for entry in shim.pod.journal.undeleted()] == ["", "e2"]
+    shim.delete()
+    assert list(shim.pod.journal.undeleted()) == []
+
+
+def test_the_last_counters_of_a_container_are_read_before_its_cgroup_goes(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = [types.Any("metrics", b"while it runs"), types.Any("metrics", b"the last")]
+    monkeypatch.setattr(stats, "read", lambda _cgroup: counted.pop(0))
+    pid = shim.create()
+    shim.start()
+    assert shim.ask("Stats", task.StatsRequest("c1")).stats.value == b"while it runs"
+    shim.reaper.end(pid, 9)
+    for _ in range(2):
+        assert shim.ask("Stats", task.StatsRequest("c1")).stats.value == b"the last"
+
+
+def test_an_ended_container_has_a_process_until_it_is_deleted(shim: Shim) -> None:
+    """containerd 2.x, when it starts, forgets a task that has none, and with it how it ended."""
+    pid = shim.create()
+    shim.start()
+    found: list[int] = []
+    shim.pod.find("c1").runtime.cgroup.pids = lambda: found  # type: ignore[method-assign]
+    assert shim.ask("Pids", task.PidsRequest("c1")).processes == []
+    shim.reaper.end(pid, 9)
+    assert [each.pid for each in shim.ask("Pids", task.PidsRequest("c1")).processes] == [pid]
 
 
 def test_a_container_that_is_never_started_can_be_deleted(shim: Shim) -> None:

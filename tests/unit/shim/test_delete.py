@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from runtime.record import replace
 from shim import delete
 from shim.delete import Remains
+from shim.journal import Exit, Journal
+from shim.log import Log
 
 
 @pytest.fixture
@@ -89,3 +93,82 @@ def test_the_config_counts_only_for_an_id_with_a_directory_and_no_state(
     Remains(str(root), SimpleNamespace()).remove_all("c1", bundle)  # type: ignore[arg-type]
     assert opened == wanted
     assert not root.exists()
+
+
+# --- how the containers ended ---
+
+
+@pytest.fixture
+def pod(tmp_path: Path, opened: list[str]) -> Path:
+    """A pod with two containers whose bundles are still there, and a journal."""
+    root = tmp_path / "pod"
+    for name in ("c1", "c2"):
+        (root / name).mkdir(parents=True)
+        (tmp_path / f"bundle-{name}").mkdir()
+        told = json.loads(state_of(name)) | {"bundle": str(tmp_path / f"bundle-{name}")}
+        (root / name / "state.json").write_text(json.dumps(told))
+    return root
+
+
+def on_record(pod: Path, *entries: Exit) -> None:
+    written = Journal(str(pod), Log("", "test"))
+    for entry in entries:
+        written.append(entry)
+    written.close()
+
+
+def remove(pod: Path, container_id: str) -> Exit:
+    remains = Remains(str(pod), SimpleNamespace())  # type: ignore[arg-type]
+    return remains.remove_all(container_id, str(pod.parent / f"bundle-{container_id}"))
+
+
+PID = 2**22
+ENDED = Exit("c1", "", PID, 1, 3, 0, 1_700_000_000_000_000_000)
+OTHER = Exit("c2", "", PID, 1, 4, 0, 1_700_000_000_000_000_001)
+
+
+def test_a_journalled_exit_is_the_answer(pod: Path) -> None:
+    on_record(pod, ENDED, Exit("c1", "e1", 5, 1, 9, 0, 1))
+    assert remove(pod, "c1") == ENDED
+    assert not pod.exists()
+
+
+def test_without_a_record_it_was_killed_now(pod: Path) -> None:
+    on_record(pod, OTHER)
+    before = time.time_ns()
+    answer = remove(pod, "c1")
+    assert (answer.pid, answer.code, answer.signal) == (PID, 137, 9)
+    assert answer.exited_at >= before
+
+
+def test_the_exit_of_an_earlier_container_of_that_name_is_not_its(pod: Path) -> None:
+    on_record(pod, replace(ENDED, start_time=2))
+    assert remove(pod, "c1").code == 137
+
+
+def test_where_the_state_is_damaged_the_name_must_do(pod: Path) -> None:
+    on_record(pod, ENDED)
+    (pod / "c1/state.json").write_text("{")
+    assert remove(pod, "c1") == ENDED
+
+
+def test_the_exits_of_the_others_wait_in_their_bundles(pod: Path) -> None:
+    """The journal goes with the pod at the first `delete`; on 1.6 one comes for each container."""
+    on_record(pod, ENDED, OTHER)
+    assert remove(pod, "c1") == ENDED
+    assert remove(pod, "c2") == OTHER
+
+
+def test_a_container_that_was_killed_with_the_pod_has_one_time_of_death(pod: Path) -> None:
+    first = remove(pod, "c1")
+    before = time.time_ns()
+    second = remove(pod, "c2")
+    assert (first.code, second.code, second.pid) == (137, 137, PID)
+    assert second.exited_at < before
+
+
+def test_a_bundle_that_is_gone_needs_no_note(pod: Path) -> None:
+    (pod.parent / "bundle-c2").rmdir()
+    on_record(pod, ENDED, OTHER)
+    assert remove(pod, "c1") == ENDED
+    assert remove(pod, "c2").code == 137

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shim import events
+from shim import backlog, events
 from shim.api.codec import decode, encode
 from shim.api.events import ForwardRequest, TaskExit, TaskOOM, TaskStart
 from shim.api.ttrpc import Status
@@ -18,6 +18,7 @@ from shim.api.types import Empty, unpack
 from shim.events import Publisher
 from shim.log import Log
 from shim.loop import EPOLLIN, Loop
+from shim.tasks import Outcome
 from shim.ttrpc import status
 from shim.ttrpc.connection import NAMESPACE, Call, ServerConnection
 from tests.unit.shim.loops import drive, settle, turn_until
@@ -208,6 +209,61 @@ def test_the_queue_is_bounded_and_the_oldest_go_first(
     drive_sent(loop, made)
     assert daemon.taken() == [8, 9, 10]
     assert "7 events were dropped" in log.read_text()
+    made.close()
+    daemon.stop()
+
+
+def test_what_is_too_much_for_memory_waits_on_disk_and_comes_in_order(
+    loop: Loop, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(events, "MAX_QUEUED", 3)
+    (tmp_path / "pod").mkdir()
+    made = Publisher(loop, path, "k8s.io", Log("", "test"), directory=str(tmp_path / "pod"))
+    exits(made, *range(1, 11))
+    assert os.listdir(tmp_path / "pod") == [backlog.FILE]
+    daemon = Containerd(loop, path)
+    turn_until(loop, lambda: len(daemon.calls) >= 4)
+    exits(made, *range(11, 15))
+    drive_sent(loop, made)
+    assert daemon.taken() == list(range(1, 15))
+    assert os.listdir(tmp_path / "pod") == []
+    made.close()
+    daemon.stop()
+
+
+def test_when_even_the_disk_has_no_room_it_is_said(
+    loop: Loop, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(events, "MAX_QUEUED", 2)
+    monkeypatch.setattr(backlog, "MAX_BYTES", 300)
+    log = tmp_path / "log"
+    log.touch()
+    made = Publisher(loop, path, "k8s.io", Log(str(log), "test"), directory=str(tmp_path))
+    exits(made, *range(1, 11))
+    assert "some are dropped from now on" in log.read_text()
+    daemon = Containerd(loop, path)
+    drive_sent(loop, made)
+    taken = daemon.taken()
+    assert taken == list(range(1, len(taken) + 1))
+    assert f"{10 - len(taken)} events were dropped" in log.read_text()
+    made.close()
+    daemon.stop()
+
+
+def test_nothing_is_sent_before_what_is_on_record_is_on_disk(loop: Loop, path: str) -> None:
+    daemon = Containerd(loop, path)
+    on_disk = Outcome()
+
+    def settle_record() -> Generator[Any, Any, None]:
+        yield on_disk
+
+    made = Publisher(loop, path, "k8s.io", Log("", "test"), settle=settle_record)
+    exits(made, 1, 2)
+    settle(loop, 0.1)
+    assert daemon.taken() == []
+    on_disk.set()
+    drive_sent(loop, made)
+    assert daemon.taken() == [1, 2]
     made.close()
     daemon.stop()
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from runtime.cgroups import stats_v1, stats_v2
 from shim.api import metrics_v1, metrics_v2
 from shim.api.codec import decode, encode
 from shim.api.message import MESSAGE, MESSAGES
-from shim.stats import convert
+from shim.api.types import unpack
+from shim.stats import convert, kills_only
 
 
 def test_nested_and_repeated_parts_are_carried_over() -> None:
@@ -38,3 +42,15 @@ def test_every_counter_that_the_runtime_has_is_in_the_message() -> None:
 def test_parts_are_converted_by_the_kinds_of_the_message() -> None:
     kinds = {field.kind for field in metrics_v2.Metrics.FIELDS}
     assert kinds <= {MESSAGE, MESSAGES}
+
+
+def test_of_a_cgroup_that_is_gone_the_kills_are_told_where_containerd_looks_for_them() -> None:
+    """internal/cri/server/events.go of 2.3: memory_events of cgroups.v2, memory_oom_control of cgroups.v1."""
+    layout: Any = SimpleNamespace(mode="unified")
+    two = unpack(kills_only(layout, 3), metrics_v2.Metrics)
+    assert two.memory_events is not None
+    assert two.memory_events.oom_kill == 3
+    layout.mode = "hybrid"
+    one = unpack(kills_only(layout, 3), metrics_v1.Metrics)
+    assert one.memory_oom_control is not None
+    assert one.memory_oom_control.oom_kill == 3

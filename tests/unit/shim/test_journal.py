@@ -1,0 +1,266 @@
+"""The exit journal: what is written before anybody is told, and what is read of it when the shim is dead."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.linux.aio import FileSync
+from shim import journal
+from shim.journal import Exit, Journal, Oom, exit_of, exit_of_init, read
+from shim.log import Log
+from shim.loop import Loop
+from tests.unit.shim.loops import drive
+
+NOW_NS = 1_700_000_000_123_456_789
+
+
+def entry(number: int = 0, container: str = "c1", exec_id: str = "", oom: Oom | None = None) -> Exit:
+    return Exit(container, exec_id, 100 + number, 7, number, 0, NOW_NS, oom)
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Iterator[Journal]:
+    made = Journal(str(tmp_path), Log("", "test"))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "signal"), [(0, 0, 0), (3 << 8, 3, 0), (9, 137, 9), (11 | 128, 139, 11)]
+)
+def test_an_exit_is_what_the_wait_status_says(status: int, code: int, signal: int) -> None:
+    made = exit_of("c1", "e1", 42, 7, status, NOW_NS, None)
+    assert (made.code, made.signal, made.pid, made.start_time) == (code, signal, 42, 7)
+
+
+def test_what_was_appended_can_be_read_at_once(tmp_path: Path, written: Journal) -> None:
+    oom = Oom("pod", '/sys/fs/cgroup/memory/a "quoted" slice')
+    wanted = [entry(1), entry(2, exec_id="e1"), entry(137, oom=oom), entry(137, oom=Oom("above"))]
+    for each in wanted:
+        written.append(each)
+    assert read(str(tmp_path)) == wanted
+
+
+def test_a_line_is_json_for_other_programs_too(tmp_path: Path, written: Journal) -> None:
+    written.append(entry(137, exec_id="e1", oom=Oom("container", "/x")))
+    assert json.loads((tmp_path / "@exits").read_text()) == {
+        "container": "c1",
+        "exec": "e1",
+        "pid": 237,
+        "start_time": 7,
+        "code": 137,
+        "signal": 0,
+        "exited_at": NOW_NS,
+        "oom": "container",
+        "oom_cgroup": "/x",
+    }
+    assert (tmp_path / "@exits").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("length", range(1, len(entry(2).encode())))
+def test_a_last_line_that_was_cut_off_counts_as_not_there(tmp_path: Path, length: int) -> None:
+    (tmp_path / "@exits").write_bytes(entry(1).encode() + entry(2).encode()[:length])
+    whole = length == len(entry(2).encode()) - 1  # all but the end of the line
+    assert read(str(tmp_path)) == [entry(1), entry(2)][: 1 + whole]
+    successor = Journal(str(tmp_path), Log("", "test"))
+    successor.append(entry(3))
+    successor.close()
+    assert read(str(tmp_path))[-1] == entry(3)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\0" * 100,
+        b"[]",
+        b"{}",
+        b'{"container":"c1"}',
+        entry(2).encode().replace(b'"pid":102', b'"pid":-1'),
+        entry(2).encode().replace(b'"pid":102', b'"pid":true'),
+        entry(2).encode().replace(b'"c1"', b"1"),
+        b"\xff\xfe",
+    ],
+)
+def test_a_damaged_line_spares_the_others(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "@exits").write_bytes(entry(1).encode() + damage.rstrip() + b"\n" + entry(3).encode())
+    assert read(str(tmp_path)) == [entry(1), entry(3)]
+
+
+def test_without_a_journal_nothing_is_known(tmp_path: Path) -> None:
+    assert read(str(tmp_path)) == []
+    assert read("/nowhere") == []
+
+
+def test_an_init_is_known_by_pid_and_start_time_and_else_by_the_last_of_its_name() -> None:
+    first = Exit("c1", "", 5, 1, 1, 0, NOW_NS)
+    second = Exit("c1", "", 5, 2, 2, 0, NOW_NS)
+    entries = [first, second, Exit("c1", "e1", 5, 3, 3, 0, NOW_NS), Exit("c2", "", 5, 4, 4, 0, NOW_NS)]
+    assert exit_of_init(entries, "c1", 5, 1) == first
+    assert exit_of_init(entries, "c1") == second
+    assert exit_of_init(entries, "c1", 5, 9) is None
+    assert exit_of_init(entries, "c3") is None
+
+
+def test_it_is_bounded_and_keeps_what_containerd_has_not_deleted(
+    tmp_path: Path, written: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [entry(1, "c9"), entry(2, "c9", "e9")]
+    written.undeleted = lambda: kept
+    for number in range(10_000):
+        written.append(entry(number, exec_id=f"e{number}"))
+    assert (tmp_path / "@exits").stat().st_size <= journal.COMPACT_BYTES + 200
+    found = read(str(tmp_path))
+    assert found[:2] == kept
+    assert found[-1] == entry(9999, exec_id="e9999")
+    assert os.listdir(tmp_path) == ["@exits"]
+
+
+def test_many_that_are_not_deleted_are_not_written_anew_for_each(tmp_path: Path, written: Journal) -> None:
+    kept: list[Exit] = []
+    asked = []
+
+    def undeleted() -> list[Exit]:
+        asked.append(len(kept))
+        return kept
+
+    written.undeleted = undeleted
+    for number in range(5000):
+        kept.append(entry(number, exec_id=f"e{number}"))
+        written.append(kept[-1])
+    assert len(asked) < 10
+    found = read(str(tmp_path))
+    assert {each.exec_id for each in found} == {f"e{number}" for number in range(5000)}
+
+
+def test_what_cannot_be_written_is_said_once_and_the_next_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    made = Journal(str(tmp_path), Log(str(log), "test"))
+    real_write = os.write
+    room = [10, 0]
+
+    def write(fd: int, data: bytes) -> int:
+        if data.lstrip().startswith(b'{"container"') and room:
+            if not (here := room.pop(0)):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real_write(fd, data[:here])
+        return real_write(fd, data)
+
+    monkeypatch.setattr(os, "write", write)
+    for number in range(4):
+        made.append(entry(number))
+    made.close()
+    assert read(str(tmp_path)) == [entry(2), entry(3)]
+    assert log.read_text().count("No space left") == 1
+
+
+def test_a_pod_without_a_directory_keeps_none(loop: Loop) -> None:
+    made = Journal("", Log("", "test"))
+    made.append(entry())
+    drive(loop, made.sync())
+    made.close()
+
+
+def test_a_directory_that_is_gone_stops_nobody(tmp_path: Path, loop: Loop) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    made = Journal(str(tmp_path / "gone"), Log(str(log), "test"))
+    made.append(entry())
+    drive(loop, made.sync())
+    assert "open exit journal" in log.read_text()
+
+
+# --- syncing ----------------------------------------------------------------------------------------------
+
+
+def on_disk(made: Journal) -> None:
+    """Whatever the tests' directory lies on: take it for a disk."""
+    made._in_memory = False
+
+
+def test_one_sync_is_for_all_that_were_appended_before(
+    loop: Loop, written: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk(written)
+    begun: list[int] = []
+    real = FileSync.begin
+
+    def begin(sync: FileSync, fd: int) -> None:
+        begun.append(fd)
+        real(sync, fd)
+
+    monkeypatch.setattr(FileSync, "begin", begin)
+    for number in range(5):
+        written.append(entry(number))
+    drive(loop, written.sync())
+    drive(loop, written.sync())
+    assert len(begun) == 1
+    written.append(entry(6))
+    drive(loop, written.sync())
+    assert len(begun) == 2
+
+
+def test_in_memory_nothing_is_waited_for(written: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    written._in_memory = True
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    written.append(entry())
+    assert list(written.sync()) == []
+    assert len(synced) == 1
+
+
+def test_a_disk_that_hangs_holds_events_up_once_and_not_for_ever(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    made = Journal(str(tmp_path), Log(str(log), "test"))
+    on_disk(made)
+    monkeypatch.setattr(journal, "SYNC_PATIENCE_S", 0.05)
+    begun: list[int] = []
+    real = FileSync.begin
+    monkeypatch.setattr(FileSync, "begin", lambda _self, fd: begun.append(fd))
+    for number in range(3):
+        made.append(entry(number))
+        drive(loop, made.sync())
+    assert len(begun) == 1
+    assert log.read_text().count("sync exit journal") >= 1
+    assert made._sync is not None
+    monkeypatch.setattr(FileSync, "begin", real)
+    made._sync.begin(begun[0])  # the disk is back
+    poll = select.poll()
+    poll.register(made._sync.fileno(), select.POLLIN)
+    assert poll.poll(30_000)
+    monkeypatch.setattr(journal, "SYNC_PATIENCE_S", 30.0)
+    made.append(entry(4))
+    drive(loop, made.sync(), 30)
+    assert not made._under_way
+    made.close()
+
+
+def test_where_the_kernel_offers_no_such_sync_events_go_all_the_same(
+    loop: Loop, written: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EAGAIN, "io_setup")
+
+    on_disk(written)
+    monkeypatch.setattr(journal, "FileSync", refuse)
+    written.append(entry())
+    drive(loop, written.sync())
