@@ -1,6 +1,7 @@
 """`make soak`: the long checks, each with its seed, and what came of them as JSON in `soak.json` (git-ignored).
 
 What is left to chance follows from the seed alone, so that a failure can be had again: `SEED=n make soak`.
+`ONLY="oom kills" make soak` runs that part alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tests.harness.paths import CHECKOUT, VENV
 RESULT = CHECKOUT / "soak.json"
 
 
-def parts(cycles: str, cases: str) -> dict[str, tuple[dict[str, str], list[str]]]:
+def parts(cycles: str, cases: str, kills: str, exits: str) -> dict[str, tuple[dict[str, str], list[str]]]:
     """Name to environment and test paths."""
     return {
         "pod cycles": ({"MANOR_CYCLES": cycles}, ["tests/e2e/cycles"]),
@@ -28,6 +29,8 @@ def parts(cycles: str, cases: str) -> dict[str, tuple[dict[str, str], list[str]]
             {"MANOR_HOSTILE_CASES": cases},
             ["tests/unit/runtime/spec/test_hostile.py", "tests/e2e/hostile"],
         ),
+        "oom kills": ({"MANOR_OOM_KILLS": kills}, ["tests/e2e/exits/test_oom.py"]),
+        "exit codes": ({"MANOR_EXITS": exits}, ["tests/e2e/exits/test_many.py"]),
     }
 
 
@@ -35,13 +38,22 @@ def main() -> int:
     """Run all of them; the exit code says whether all passed."""
     seed = os.environ.get("SEED", "") or str(time.time_ns() % 1_000_000)
     cycles, cases = os.environ.get("CYCLES", "300"), os.environ.get("CASES", "5000")
+    kills, exits = os.environ.get("KILLS", "100"), os.environ.get("EXITS", "100000")
+    only = os.environ.get("ONLY", "")
+    # A test takes as long as it takes.
+    same = {"MANOR_HOSTILE_SEED": seed, "MANOR_SEED": seed, "MANOR_TEST_DEADLINE_S": "0"}
     results = []
-    for name, (settings, paths) in parts(cycles, cases).items():
+    for name, (settings, paths) in parts(cycles, cases, kills, exits).items():
+        if only and only != name:
+            continue
         print(f"{name}: seed {seed}", flush=True)
         start = time.monotonic()
         words = [str(VENV / "bin" / "python"), "-m", "pytest", "-q", *paths]
         done = subprocess.run(
-            words, cwd=CHECKOUT, env=os.environ | settings | {"MANOR_HOSTILE_SEED": seed}, check=False
+            words,
+            cwd=CHECKOUT,
+            env=os.environ | settings | same,
+            check=False,
         )
         results.append(
             {
