@@ -217,6 +217,7 @@ def test_what_is_too_much_for_memory_waits_on_disk_and_comes_in_order(
     loop: Loop, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(events, "MAX_QUEUED", 3)
+    monkeypatch.setattr(backlog, "_READ_BYTES", 100)  # one at a time
     (tmp_path / "pod").mkdir()
     made = Publisher(loop, path, "k8s.io", Log("", "test"), directory=str(tmp_path / "pod"))
     exits(made, *range(1, 11))

@@ -7,10 +7,13 @@ import os
 import select
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from runtime.linux import aio
 from runtime.linux.aio import FileSync
+from runtime.linux.libc import syscall
 
 
 @pytest.fixture
@@ -50,6 +53,26 @@ def test_what_cannot_be_synced_is_an_error(sync: FileSync) -> None:
     assert failure.value.errno == errno.EINVAL
     os.close(read_end)
     os.close(write_end)
+
+
+def test_a_disk_that_refuses_is_an_error(
+    sync: FileSync, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    sync.begin(fd)
+    wait_for(sync)
+
+    def refused(name: str, number: int, *arguments: Any) -> int:
+        count = syscall(name, number, *arguments)
+        aio._EVENT.pack_into(arguments[3], 0, 0, 0, -errno.EIO, 0)
+        return count
+
+    monkeypatch.setattr("runtime.linux.aio.syscall", refused)
+    with pytest.raises(OSError, match="fdatasync") as failure:
+        sync.finish()
+    assert failure.value.errno == errno.EIO
+    monkeypatch.undo()
+    os.close(fd)
 
 
 def test_closing_gives_the_descriptor_back_and_can_be_repeated() -> None:
