@@ -66,14 +66,15 @@ def test_stats_follow_the_limits_and_the_load(oci: Oci) -> None:
     deadline = time.monotonic() + 60
     while True:
         data = json.loads(oci.ok("events", "--stats", name))["data"]
-        if data["cpu"].get("throttling", {}).get("throttledPeriods", 0) > 1:
+        throttling = data["cpu"].get("throttling", {})
+        # The kernel adds up the time when a task runs again, long after it has counted the period on a busy machine.
+        if throttling.get("throttledPeriods", 0) > 1 and throttling.get("throttledTime", 0) > 0:
             break
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, throttling
     assert data["memory"]["usage"]["limit"] == 64 * MIB
     assert data["pids"] == {"current": 2, "limit": 20}
     if oci.is_manor or detect_layout().mode != UNIFIED:  # runc tells nothing of v2's
         assert data["cpuset"]["cpus"] == [0]
-    assert data["cpu"]["throttling"]["throttledTime"] > 0
     assert data["cpu"]["usage"]["total"] > 10_000_000  # nanoseconds
 
 
