@@ -42,6 +42,7 @@ _WORLD = (
     "run createContainer hooks",
     "pivot into",
 )
+_PROTECTION = ("make working directory", "write sysctls", "mask and protect paths")
 _PROGRAM = (
     "set up stdio",
     "wait for limits",
@@ -92,6 +93,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         *_SHARED_JOINS,
         "join namespaces",
         *_WORLD,
+        *_PROTECTION,
         "join pid namespace",
         "unshare pid namespace",
         "give up capabilities",
@@ -103,9 +105,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         *_SHARED_JOINS,
         "join namespaces",
         *_WORLD,
-        "make working directory",
-        "write sysctls",
-        "mask and protect paths",
+        *_PROTECTION,
         "make session keyring",
         "join session keyring",
         *_PROGRAM,

@@ -123,7 +123,7 @@ def put_in_force(
     """
     with Undo() as undo:
         for write in former:
-            undo.push(configure, layout, path, (write,))
+            undo.push(do_writes, layout, path, (write,))
         configure(layout, path, writes)
         if resources.devices:
             set_devices(layout, path, plan_devices(resources.devices), fresh=False)

@@ -174,7 +174,9 @@ def _before_init(plans: Plans) -> list[Act]:
     clone = Act(INIT, "clone init")
     if plans.namespaces.pid_join is not None:
         # Born into the PID namespace of others, init must not bring the host along: the world is made before.
-        return [replace(act, stage=INTER) for act in (*own, *rest, *_world(plans), *pid, clone)]
+        last = (*pid, Act(INIT, "give up capabilities"), clone)
+        made = (*own, *rest, *_world(plans), *_protection(plans), *last)
+        return [replace(act, stage=INTER) for act in made]
     return [*(replace(act, stage=INTER) for act in (*own, *pid, clone)), *rest, *_world(plans)]
 
 
@@ -209,14 +211,20 @@ def _world(plans: Plans) -> list[Act]:
 
 
 def _confined(plans: Plans) -> list[Act]:
-    """What is done in the root before there is a program."""
+    """What init does in the root before there is a program."""
+    acts = _protection(plans) if plans.namespaces.pid_join is None else []
+    if plans.keyring:
+        acts.append(Act(INIT, "make session keyring", ({"named": f"_ses.{plans.id}"},)))
+    return acts
+
+
+def _protection(plans: Plans) -> list[Act]:
+    """The last of the container's world."""
     spec, rootfs = plans.spec, plans.rootfs
     acts = [Act(INIT, "make working directory", ({"": rootfs.cwd},))]
     sysctls = tuple({"write": each.value, "to": each.path} for each in plan_sysctls(spec))
     acts.append(Act(INIT, "write sysctls", sysctls))
     acts.append(Act(INIT, "mask and protect paths", protection_details(rootfs)))
-    if plans.keyring:
-        acts.append(Act(INIT, "make session keyring", ({"named": f"_ses.{plans.id}"},)))
     return acts
 
 

@@ -21,12 +21,13 @@ from runtime.rootfs.pivot import pivot_copy
 from runtime.stages.channel import channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.messages import Source
-from runtime.stages.stage1_namespaces import enter_pid_namespace
+from runtime.stages.stage1_namespaces import enter_pid_namespace, give_up_capabilities
 from runtime.stages.stage2_init import (
     enter_late_namespaces,
     enter_remaining_namespaces,
     make_world,
     open_own_doors,
+    protect_world,
 )
 
 TYPE_CHECKING = False
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.linux.beneath import Root
-    from runtime.rootfs import MountedRoot
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan
@@ -101,15 +101,19 @@ def _make(make: Callable[[], OwnedFd], main: Channel) -> None:
         main.send(Source(), (mount.fileno(),))
 
 
-def make_shared_world(step: Step, plan: LandlordPlan, main: Channel) -> tuple[MountedRoot, tuple[Door, ...]]:
-    """1:INTER's part of an init: all up to the pivot. Our next child is the one that is born into the namespace."""
+def make_shared_world(step: Step, plan: LandlordPlan, main: Channel) -> tuple[Door, ...]:
+    """1:INTER's part of an init: the whole of its world. Our next child is the one that is born into the namespace.
+
+    It has next to no capability that its program will not have, since who traces it could use them.
+    """
     enter_remaining_namespaces(step, plan)
     enter_late_namespaces(step, plan)
     (namespace,) = (fd for join, fd in plan.joins if join.kind == c.CLONE_NEWPID)
     doors = open_own_doors(step, plan, plan.namespaces.kinds & ~c.CLONE_NEWPID)
     if plan.lets_in:
         doors += ((c.CLONE_NEWPID, OwnedFd(os.dup(namespace.fileno()))),)
-    mounted = make_world(step, plan, main, InsideMaker(namespace))
+    protect_world(step, plan, make_world(step, plan, main, InsideMaker(namespace)))
     enter_pid_namespace(step, 0, plan.joins)
     close_all(fd for _join, fd in plan.joins)
-    return mounted, doors
+    give_up_capabilities(step, plan.process)
+    return doors

@@ -206,18 +206,20 @@ def become_intermediate_of_tenant(
     if plan.kinds & c.CLONE_NEWPID:
         step.begin("join pid namespace", f"of process {plan.landlord_pid}")
         setns(plan.door(c.CLONE_NEWPID), c.CLONE_NEWPID)
-        step.begin("give up capabilities")
-        give_up(plan.process.credentials, _needs_admin(plan.process))
+        give_up_capabilities(step, plan.process)
     os.close(plan.landlord_pidfd)
     close_doors(plan.doors)
     step.begin("clone init")
     report_init(main, *clone_init())
 
 
-def _needs_admin(process: ProcessPlan) -> bool:
-    """A filter is loaded by that right or with no_new_privs; a label is written in a procfs that is made by it."""
+def give_up_capabilities(step: Step, process: ProcessPlan) -> None:
+    """All but what the way to `process` takes. CAP_SYS_ADMIN loads a filter, where no_new_privs does not allow it, and
+    makes the procfs that a label is written in.
+    """
+    step.begin("give up capabilities")
     loads = process.seccomp is not None and not process.no_new_privileges
-    return loads or bool(process.apparmor_profile or process.selinux_label)
+    give_up(process.credentials, loads or bool(process.apparmor_profile or process.selinux_label))
 
 
 def report_init(main: Channel, pid: int, pidfd: int) -> None:

@@ -41,8 +41,8 @@ def become_init(step: Step, plan: LandlordPlan, main: Channel) -> NoReturn:
     enter_late_namespaces(step, plan)
     close_all(fd for _join, fd in plan.joins)
     doors = open_own_doors(step, plan, plan.namespaces.kinds)
-    mounted = make_world(step, plan, main)
-    finish_init(step, plan, mounted, doors, main)
+    protect_world(step, plan, make_world(step, plan, main))
+    finish_init(step, plan, doors, main)
 
 
 def open_own_doors(step: Step, plan: LandlordPlan, kinds: int) -> tuple[Door, ...]:
@@ -81,16 +81,18 @@ def make_world(
     return mounted
 
 
-def finish_init(
-    step: Step, plan: LandlordPlan, mounted: MountedRoot, doors: tuple[Door, ...], main: Channel
-) -> NoReturn:
-    """In the container's root: what is left of its protection, then the program."""
+def protect_world(step: Step, plan: LandlordPlan, mounted: MountedRoot) -> None:
+    """In the container's root: what is left of its protection, and takes rights that its program will not have."""
     step.begin("make working directory", plan.process.cwd)
     make_cwd(mounted)
     step.begin("write sysctls")
     apply_sysctls(plan.sysctls)  # before /proc/sys becomes read-only
     step.begin("mask and protect paths")
     protect(mounted)
+
+
+def finish_init(step: Step, plan: LandlordPlan, doors: tuple[Door, ...], main: Channel) -> NoReturn:
+    """In the finished world: the program."""
     if plan.keyring:
         step.begin("make session keyring")
         make_session_keyring(plan.id, bool(plan.namespaces.new & c.CLONE_NEWUSER), plan.process.selinux_label)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from runtime.cgroups import Join as CgroupJoin
     from runtime.linux.fds import OwnedFd
-    from runtime.rootfs import MountedRoot
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan, TenantPlan
@@ -54,21 +53,20 @@ def _launch_into_shared_pids(
     plan: LandlordPlan, entry: CgroupEntry, keep: tuple[int, ...], born_in: OwnedFd | None
 ) -> Channels:
     """The same where init joins a PID namespace by path: it is not born before its root is made (`shared_pids`)."""
-    made: list[tuple[MountedRoot, tuple[Door, ...]]] = []
+    made: list[tuple[Door, ...]] = []
     init_keep = [*kept(plan.process, None), *(fd.fileno() for fd in landlord_fds(plan) if fd is plan.gate)]
 
     def run_inter(step: Step, main: Channel, clone_init: Callable[[], tuple[int, int]]) -> None:
         def make_world_first() -> tuple[int, int]:
-            mounted, doors = make_shared_world(step, plan, main)
-            made.append((mounted, doors))
-            init_keep.extend((*mounted.filenos(), *(fd.fileno() for _kind, fd in doors)))
+            made.append(make_shared_world(step, plan, main))
+            init_keep.extend(fd.fileno() for _kind, fd in made[0])
             step.begin("clone init")
             return clone_init()
 
         become_intermediate_of_landlord(step, plan, entry, main, make_world_first)
 
     def run_init(step: Step, main: Channel) -> None:
-        finish_init(step, plan, *made[0], main)
+        finish_init(step, plan, made[0], main)
 
     return _clone(run_inter, run_init, keep, init_keep, born_in, plan.sibling)
 
