@@ -2,7 +2,8 @@
 
 Both directions are copied through this process, a few kilobytes at a time: what was read is passed on
 before more is read, so a slow reader slows the terminal down, and a program that does not read its
-terminal slows the client down. The terminal was made by the runtime, from the container's own devpts.
+terminal slows the client down. The terminal was made by the runtime, from the container's own devpts. Where its
+output goes to a log, a pipe to that log (`sinks`) stands in the place of the client's fifo.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import termios
 from _struct import Struct
 
+from shim.errors import failed_precondition
 from shim.loop import EPOLLIN, EPOLLOUT
-from shim.stdio import open_input, open_output
+from shim.sinks import open_sink
+from shim.stdio import NOBODY, SILENT, Output, destination_of, open_input, open_output
 from shim.tasks import Outcome
 
 TYPE_CHECKING = False
@@ -23,14 +27,20 @@ if TYPE_CHECKING:
 
     from runtime.linux.fds import OwnedFd
     from runtime.waiting import Operation
+    from shim.log import Log
+    from shim.logger import Owner
     from shim.loop import Loop
-    from shim.stdio import Input, Output, Streams
+    from shim.sinks import Sink
+    from shim.stdio import Input, Streams
+    from shim.tasks import Steps
 
 # What is read at once, and the most that is held for a side that does not take it. A terminal gives 4 KiB.
 CHUNK_BYTES = 16 * 1024
 # After the last writer's exit the kernel may still have output on its way; it ends with EIO. This is for a
 # terminal that does not end, because something in the background has it open.
 DRAIN_AFTER_EXIT_S = 2.0
+# What a terminal that is not read may hold for its reader; the rest is somebody's who came later.
+MOST_HELD_BYTES = 64 * 1024
 # A client that is gone for good (its fifo closed, CloseIO called) hangs up; its last line may be answered.
 HANG_UP_AFTER_S = 1.0
 
@@ -40,12 +50,13 @@ _WINDOW_SIZE = Struct("HHHH")  # struct winsize: rows, columns, and two that nob
 class _Pump:
     """One direction: bytes that were read from `source` and that `sink` has not taken yet."""
 
-    __slots__ = ("_pending", "ended", "sink", "source")
+    __slots__ = ("_pending", "ended", "moved", "sink", "source")
 
     def __init__(self, source: int, sink: int) -> None:
         self.source = source
         self.sink = sink
         self.ended = False
+        self.moved = 0
         self._pending = b""
 
     @property
@@ -66,6 +77,7 @@ class _Pump:
         if not data:
             self.ended = True
         self._pending = data
+        self.moved += len(data)
         self.flush()
 
     def flush(self) -> None:
@@ -89,6 +101,8 @@ class ConsoleIo:
         self.client_out: Output | None = None
         self._master: OwnedFd | None = None
         self._size: tuple[int, int] | None = None
+        self._sink: Sink | None = None
+        self._last_moment: int | None = None  # of the output: how much will have moved when it is cut off
         self._input: _Pump | None = None
         self._output: _Pump | None = None
         self._watched: dict[int, int] = {}
@@ -125,17 +139,43 @@ class ConsoleIo:
 
     def process_ended(self) -> None:
         """Give the terminal time for what is on its way, then end it."""
-        if self._master is not None:
-            self._loop.call_later(DRAIN_AFTER_EXIT_S, self._hang_up)
+        self._loop.call_later(DRAIN_AFTER_EXIT_S, self._finish)
 
     def pending(self) -> bool:
         """True while there is output that the client has not taken yet."""
-        return self._output is not None and self._output.blocked
+        if self._output is not None:
+            return self._output.blocked
+        return self._sink is not None and self._sink.pending()
+
+    def log_to(self, sink: Sink) -> None:
+        """Let a log take the output."""
+        self._sink = sink
+        write_end = sink.write_end(1)
+        os.set_blocking(write_end.fileno(), False)
+        self.client_out = Output(write_end, None)
+
+    def reopen(self) -> Steps[None]:
+        """Have the log go on in a new file. FailedPrecondition if there is none, SinkError."""
+        if self._sink is None:
+            raise failed_precondition("reopen: there is no log")
+        yield from self._sink.reopen()
 
     def close(self) -> None:
         """Stop copying and close everything."""
         self._hang_up()
         self._end_output()
+        if self._sink is not None:
+            self._sink.close()
+
+    def _finish(self) -> None:
+        """Pass on what the terminal holds, as its reader takes it, and hang up."""
+        if self._output is None:
+            self._hang_up()
+            if self._sink is not None:
+                self._sink.finish()
+        elif self._last_moment is None:
+            self._last_moment = self._output.moved + MOST_HELD_BYTES
+            self._settle()
 
     # --- copying -----------------------------------------------------------------------------------
 
@@ -171,12 +211,23 @@ class ConsoleIo:
 
     def _settle(self) -> None:
         """Act on ends: the output's closes the client's fifo, the input's hangs the terminal up."""
-        if self._output is not None and self._output.ended and not self._output.blocked:
-            self._end_output()
+        output = self._output
+        if output is not None and not output.blocked:
+            if output.ended:
+                self._end_output()
+            elif self._last_moment is not None and self._is_at_its_last(output):
+                self._hang_up()
         if self._input is not None and self._input.ended and not self._input.blocked:
             self._end_input()
-            self._loop.call_later(HANG_UP_AFTER_S, self._hang_up)
+            self._loop.call_later(HANG_UP_AFTER_S, self._finish)
         self._rearm()
+
+    def _is_at_its_last(self, output: _Pump) -> bool:
+        """True when the terminal is quiet, or has been read for long enough."""
+        assert self._last_moment is not None
+        poll = select.poll()
+        poll.register(output.source, select.POLLIN)
+        return output.moved >= self._last_moment or not poll.poll(0)
 
     def _end_input(self) -> None:
         self._input = None
@@ -194,6 +245,12 @@ class ConsoleIo:
             if self.client_out.keeper is not None:
                 self.client_out.keeper.close()
             self.client_out = None
+        if self._sink is not None:
+            self._sink.drained.subscribe(self._output_taken)
+        else:
+            self._output_taken()
+
+    def _output_taken(self, _value: object = None) -> None:
         if not self.drained.done:
             self.drained.set()
 
@@ -208,14 +265,20 @@ class ConsoleIo:
             master.close()
 
 
-def open_console(loop: Loop, streams: Streams) -> Operation[ConsoleIo]:
-    """Open the fifos of `streams`; stderr is no part of a terminal. StdioError, Unsupported."""
+def open_console(
+    loop: Loop, streams: Streams, owner: Owner = NOBODY, log: Log = SILENT
+) -> Operation[ConsoleIo]:
+    """Open the fifos of `streams`, or a log; stderr is no part of a terminal. StdioError and others."""
     console = ConsoleIo(loop)
     try:
         if streams.stdin:
             console.client_in = open_input(streams.stdin)
         # Somebody has to read the terminal, or the process would stop when its buffer is full.
-        console.client_out = yield from open_output("stdout", streams.stdout or "/dev/null")
+        destination = destination_of("stdout", streams.stdout or "/dev/null")
+        if destination.is_a_log():
+            console.log_to((yield from open_sink(loop, owner, destination, (1,), log)))
+        else:
+            console.client_out = yield from open_output("stdout", destination.path)
     except BaseException:
         console.close()
         raise

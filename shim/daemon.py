@@ -14,7 +14,7 @@ from runtime.container import open_host
 from runtime.errors import InvalidArgument, describe
 from runtime.linux.fds import OwnedFd
 from shim import bootstrap, info, sockets, spans, systemd
-from shim.api import task
+from shim.api import logs, task
 from shim.api.codec import encode
 from shim.api.types import timestamp
 from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
@@ -23,6 +23,7 @@ from shim.events import Publisher
 from shim.exits import Reaper
 from shim.journal import Journal
 from shim.log import DEBUG, ERROR, WARNING, Log
+from shim.log_service import LogService
 from shim.loop import Loop
 from shim.options import read_handler, unheeded
 from shim.pod import Pod
@@ -195,8 +196,10 @@ class Shim:
         )
         self._pod = Pod(self._loop, reaper, self._events, host, log, self._spans.emit, self.shutdown, journal)
         self._pod.handler = handler
+        self._pod.namespace = wanted.namespace
         methods = TaskService(self._pod).methods()
         services = {task.SERVICE_V2: methods, task.SERVICE_V3: methods}
+        services[logs.SERVICE] = LogService(self._pod).methods()
         self._server = Server(self._loop, listener, services, log)
         self._ending = False
         for number in (_signal.SIGTERM, _signal.SIGINT):

@@ -51,6 +51,7 @@ class Pod:
         self.handler = Handler()
         self.journal = journal or Journal("", log)
         self.journal.undeleted = self._undeleted_exits
+        self.namespace = ""  # containerd's
         self._containers: dict[str, Container | None] = {}  # None while one is being created
 
     def reserve(self, container_id: str) -> None:

@@ -16,6 +16,7 @@ from shim.api.types import timestamp
 from shim.console import open_console
 from shim.errors import failed_precondition, not_found
 from shim.journal import exit_of
+from shim.logger import Owner
 from shim.stdio import open_pipes
 from shim.tasks import Mutex, Outcome
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from shim.journal import Exit, Oom
     from shim.pod import Pod
     from shim.stdio import ProcessIo, Streams
+    from shim.tasks import Steps
 
 CREATED = "created"
 RUNNING = "running"
@@ -76,9 +78,10 @@ class Process:
         return timestamp(self.exited_at_ns) if self.exited_at_ns else None
 
     def open_io(self, terminal: bool) -> Operation[ProcessIo]:
-        """Open its streams. StdioError, Unsupported."""
+        """Open its streams. StdioError, SinkError, LoggerError, Unsupported …"""
         open_streams = open_console if terminal else open_pipes
-        self.io = yield from open_streams(self.pod.loop, self.streams)
+        owner = Owner(self.id, self.pod.namespace)
+        self.io = yield from open_streams(self.pod.loop, self.streams, owner, self.pod.log)
         if any(self.io_owner):
             for number in self.io.child_fds():
                 if number >= 0 and stat.S_ISFIFO(os.fstat(number).st_mode):
@@ -113,6 +116,12 @@ class Process:
         self.exit_status = UNKNOWN_EXIT
         self.close()
         self.exited.set()
+
+    def reopen_log(self) -> Steps[None]:
+        """Go on in a new file, its log having been moved. FailedPrecondition where there is none, SinkError."""
+        if self.io is None:
+            raise failed_precondition(f"process {self.id} has no log: it is not running")
+        yield from self.io.reopen()
 
     def signal(self, number: int) -> None:
         """Send it signal `number`. FailedPrecondition before its start, NotFound after its end."""

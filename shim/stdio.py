@@ -4,13 +4,14 @@ A process could be given the client's fifos directly, and nothing would have to 
 all the same, as it does from containerd's own shim, because
 
 * a grandchild that outlives an exec would keep the fifo open and its reader waiting for ever; a pipe of
-  ours is closed at the exec's Delete, and the reader sees the end;
+  ours is closed a while after the exec's exit, and the reader sees the end;
 * a fifo is a file of the host: with it a container holds a descriptor on the host's /run, which
   open_by_handle_at(2) takes as a way in, and which SELinux and AppArmor judge by the file's label or path;
 * the client's end stays open across a restart of containerd, whoever writes meanwhile.
 
 The copying is splice(2): pages move from pipe to fifo inside the kernel, and nothing is buffered here.
-The process is slowed down by its reader, and by nothing else. Terminals are `console`'s.
+The process is slowed down by its reader, and by nothing else. Logs, which go to files and programs, are written
+by processes of their own (`sinks`), terminals are `console`'s.
 """
 
 from __future__ import annotations
@@ -20,13 +21,20 @@ import fcntl
 import os
 import select
 import stat
+import termios
 
-from runtime.errors import ManorError, Unsupported
+from runtime.errors import ManorError
 from runtime.linux.fds import OwnedFd, close_all, pipe
 from runtime.record import Record
 from runtime.waiting import Sleep
+from shim.destinations import FIFO, FILE, Destination, parse
+from shim.errors import failed_precondition
+from shim.log import Log
+from shim.logger import Owner
 from shim.loop import EPOLLIN, EPOLLOUT
+from shim.sinks import open_sink
 from shim.tasks import Outcome
+from shim.writer import STREAM_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +42,9 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from runtime.waiting import Operation
-    from shim.loop import Loop
+    from shim.loop import Loop, Timer
+    from shim.sinks import Sink
+    from shim.tasks import Steps
 
     class ProcessIo(Protocol):
         """The streams of one process, whatever they are made of."""
@@ -59,6 +69,9 @@ if TYPE_CHECKING:
         def pending(self) -> bool:
             """True while there is output that the client has not taken yet."""
 
+        def reopen(self) -> Steps[None]:
+            """Go on in new files where there are logs. FailedPrecondition without any, SinkError."""
+
         def close(self) -> None:
             """Stop copying and close everything."""
 
@@ -66,8 +79,15 @@ if TYPE_CHECKING:
 # How long a reader may take to open its end of an output fifo. containerd opens it before it asks for
 # the process, so this is for a client that is slow, not for one that comes later.
 READER_TIMEOUT_S = 10.0
+# How long what a process has started may go on to write after its exit. Then what is in the pipes is passed on, as
+# long as the reader takes, and its end is told: somebody in the background keeps no client waiting for ever.
+DRAIN_AFTER_EXIT_S = 2.0
 # What one event may move before others have their turn: a full pipe of the usual size.
 CHUNK_BYTES = 64 * 1024
+
+
+NOBODY = Owner("", "")
+SILENT = Log("", "")
 
 
 class StdioError(ManorError):
@@ -101,8 +121,11 @@ class Input(Record):
 
 
 def open_input(uri: str) -> Input:
-    """Open stdin's fifo, without waiting for a writer. StdioError (also for what is no fifo), Unsupported."""
-    path = _local_path("stdin", uri)
+    """Open stdin's fifo, without waiting for a writer. StdioError (also for what is no fifo), InvalidArgument …"""
+    destination = parse("stdin", uri)
+    path = destination.path
+    if destination.is_a_log():
+        raise StdioError(f"open stdin {uri}: not a fifo")
     try:
         fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         try:
@@ -117,21 +140,15 @@ def open_input(uri: str) -> Input:
     return Input(fd, keeper)
 
 
-def open_output(name: str, uri: str) -> Operation[Output]:
-    """Open the fifo or file that `name` (stdout, stderr) goes to. StdioError, Unsupported.
+def open_output(name: str, path: str) -> Operation[Output]:
+    """Open the fifo, or device, that `name` (stdout, stderr) goes to. StdioError.
 
     A fifo is opened for writing only when somebody reads it: a client that opens it late would miss what
     was written and closed before, and then wait for a writer that never comes.
     """
-    if uri.startswith("file://"):
-        return Output(_create_file(name, uri[len("file://") :]), None)
-    path = _local_path(name, uri)
     fd = yield from _open_for_writing(name, path)
     try:
-        mode = os.fstat(fd.fileno()).st_mode
-        if stat.S_ISREG(mode):
-            fcntl.fcntl(fd.fileno(), fcntl.F_SETFL, os.O_APPEND)
-        if not stat.S_ISFIFO(mode):
+        if not stat.S_ISFIFO(os.fstat(fd.fileno()).st_mode):
             return Output(fd, None)
         return Output(fd, OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)))
     except OSError as error:
@@ -153,27 +170,24 @@ def _open_for_writing(name: str, path: str) -> Operation[OwnedFd]:
         waited_s, delay_s = waited_s + delay_s, min(delay_s * 2, 0.05)
 
 
-def _create_file(name: str, path: str) -> OwnedFd:
+def destination_of(name: str, uri: str) -> Destination:
+    """Where output goes; a path may be that of a file. InvalidArgument, Unsupported."""
+    destination = parse(name, uri)
     try:
-        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC
-        fd = OwnedFd(os.open(path, flags, 0o644))
-    except OSError as error:
-        raise _cannot_open(name, path, error) from error
-    if not stat.S_ISREG(os.fstat(fd.fileno()).st_mode):  # a fifo, say, that nobody reads
-        fd.close()
-        raise StdioError(f"open {name} {path}: not a regular file")
-    os.set_blocking(fd.fileno(), True)
-    return fd
+        if destination.scheme == FIFO and stat.S_ISREG(os.stat(destination.path).st_mode):
+            return Destination(FILE, destination.path)
+    except (OSError, ValueError):
+        pass  # opening it will say why
+    return destination
 
 
-def _local_path(name: str, uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return uri
-    if scheme == "fifo":
-        return rest
-    raise Unsupported(f"open {name} {uri}: streams of kind {scheme} are not supported")
+def plan_outputs(streams: Streams) -> list[tuple[Destination, tuple[int, ...]]]:
+    """Where stdout (1) and stderr (2) go. A log that stdout goes to takes stderr too, unless that goes elsewhere."""
+    out = destination_of("stdout", streams.stdout) if streams.stdout else None
+    err = destination_of("stderr", streams.stderr) if streams.stderr else None
+    if out is not None and out.is_a_log() and err in (None, out):
+        return [(out, (1, 2))]
+    return [(to, (number,)) for number, to in ((1, out), (2, err)) if to is not None]
 
 
 def _cannot_open(name: str, path: str, error: OSError) -> StdioError:
@@ -189,7 +203,7 @@ class Flow:
     Owns both, and the `keeper` that the client's side may need; `ended` is called once, when all are closed.
     """
 
-    __slots__ = ("_ended", "_keeper", "_loop", "_move", "_sink", "_source", "closed")
+    __slots__ = ("_ended", "_keeper", "_left", "_loop", "_move", "_owed", "_sink", "_source", "closed")
 
     def __init__(
         self, loop: Loop, source: OwnedFd, sink: OwnedFd, keeper: OwnedFd | None, ended: Callable[[], None]
@@ -199,6 +213,8 @@ class Flow:
         self._sink = sink
         self._keeper = keeper
         self._ended = ended
+        self._left = b""  # of what was read for a device
+        self._owed: int | None = None  # how much is still to be moved, once that has been settled
         self._move = self._splice if stat.S_ISFIFO(os.fstat(sink.fileno()).st_mode) else self._copy
         self.closed = False
 
@@ -211,6 +227,19 @@ class Flow:
         if self._keeper is not None:
             self._keeper.close()
 
+    def finish(self) -> None:
+        """Move what is in the source now, and end."""
+        if not self.closed and self._owed is None:
+            there = fcntl.ioctl(self._source.fileno(), termios.FIONREAD, bytes(4))
+            self._owed = int.from_bytes(there, "little") + len(self._left)
+            self._pay(0)
+
+    def _pay(self, moved: int) -> None:
+        if self._owed is not None:
+            self._owed -= moved
+            if self._owed <= 0:
+                self.close()
+
     def _on_source(self, _events: int) -> None:
         try:
             moved = self._move()
@@ -218,8 +247,10 @@ class Flow:
             self._wait()
             return
         except OSError:
-            moved = 0  # nobody takes it any more (EPIPE), or the disk is full: the writer will hear of it
-        if not moved:
+            moved = 0  # nobody takes it any more (EPIPE): the writer will hear of it
+        if moved:
+            self._pay(moved)
+        else:
             self.close()
 
     def _splice(self) -> int:
@@ -227,13 +258,13 @@ class Flow:
         return os.splice(source, sink, CHUNK_BYTES, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
 
     def _copy(self) -> int:
-        """For a file or device: splice refuses append mode, and a disk takes its time anyway."""
-        os.set_blocking(self._source.fileno(), False)
-        data = os.read(self._source.fileno(), CHUNK_BYTES)
-        left = memoryview(data)
-        while left:
-            left = left[os.write(self._sink.fileno(), left) :]
-        return len(data)
+        """For a device, which need not know splice."""
+        if not self._left:
+            os.set_blocking(self._source.fileno(), False)
+            self._left = os.read(self._source.fileno(), CHUNK_BYTES)
+        written = os.write(self._sink.fileno(), self._left) if self._left else 0
+        self._left = self._left[written:]
+        return written
 
     def _wait(self) -> None:
         """EAGAIN has two reasons: nothing to read, which epoll waits for anyway, or no room to write."""
@@ -243,8 +274,8 @@ class Flow:
 
     def pending(self) -> bool:
         """True while there is something to move."""
-        if self.closed:
-            return False
+        if self.closed or self._left:
+            return not self.closed
         poll = select.poll()
         poll.register(self._source.fileno(), select.POLLIN)
         return any(events & select.POLLIN for _fd, events in poll.poll(0))
@@ -272,8 +303,10 @@ class PipeIo:
         self._loop = loop
         self.drained = Outcome()
         self._input: Flow | None = None
-        self._outputs: list[Flow] = []
+        self._flows: list[Flow] = []
+        self._sinks: list[Sink] = []
         self._for_child: list[OwnedFd | None] = [None, None, None]
+        self._drain: Timer | None = None
 
     def add_input(self, client: Input) -> None:
         """Make the pipe for stdin."""
@@ -285,7 +318,13 @@ class PipeIo:
         """Make the pipe for stdout (1) or stderr (2)."""
         read_end, write_end = pipe()
         self._for_child[number] = write_end
-        self._outputs.append(Flow(self._loop, read_end, client.fd, client.keeper, self._output_ended))
+        self._flows.append(Flow(self._loop, read_end, client.fd, client.keeper, self._output_ended))
+
+    def add_sink(self, numbers: tuple[int, ...], sink: Sink) -> None:
+        """Let a log take some of the outputs."""
+        for number in numbers:
+            self._for_child[number] = sink.write_end(number)
+        self._sinks.append(sink)
 
     def child_fds(self) -> tuple[int, int, int]:
         """What the process gets as 0, 1 and 2; -1 for /dev/null."""
@@ -296,9 +335,11 @@ class PipeIo:
         """The process has its ends: close ours of them, and begin to copy."""
         assert console is None
         self._close_child_ends()
-        for flow in (self._input, *self._outputs):
+        for flow in (self._input, *self._flows):
             if flow is not None:
                 flow.start()
+        for sink in self._sinks:
+            sink.drained.subscribe(self._output_ended)
         self._output_ended()
 
     def close_stdin(self) -> None:
@@ -310,37 +351,63 @@ class PipeIo:
         """There is no terminal: nothing happens."""
 
     def process_ended(self) -> None:
-        """Outputs end when their last writer is gone, which need not be the process: nothing happens yet."""
+        """Outputs end when their last writer is gone, which need not be the process; or in a while."""
+        if not self.drained.done and self._drain is None:
+            self._drain = self._loop.call_later(DRAIN_AFTER_EXIT_S, self._finish)
+
+    def _finish(self) -> None:
+        for part in self._outputs():
+            part.finish()
+
+    def _outputs(self) -> list[Flow | Sink]:
+        return [*self._flows, *self._sinks]
 
     def pending(self) -> bool:
         """True while there is output that the client has not taken yet."""
-        return any(flow.pending() for flow in self._outputs)
+        return any(part.pending() for part in self._outputs())
+
+    def reopen(self) -> Steps[None]:
+        """Have the logs go on in new files. FailedPrecondition if there are none, SinkError."""
+        if not self._sinks:
+            raise failed_precondition("reopen: there is no log")
+        for sink in self._sinks:
+            yield from sink.reopen()
 
     def close(self) -> None:
         """Stop copying and close everything."""
+        if self._drain is not None:
+            self._drain.cancel()
         self._close_child_ends()
-        for flow in (self._input, *self._outputs):
-            if flow is not None:
-                flow.close()
+        if self._input is not None:
+            self._input.close()
+        for part in self._outputs():
+            part.close()
 
     def _close_child_ends(self) -> None:
         close_all(fd for fd in self._for_child if fd is not None)
         self._for_child = [None, None, None]
 
-    def _output_ended(self) -> None:
-        if not self.drained.done and all(flow.closed for flow in self._outputs):
+    def _output_ended(self, _value: object = None) -> None:
+        done = all(flow.closed for flow in self._flows) and all(sink.drained.done for sink in self._sinks)
+        if done and not self.drained.done:
             self.drained.set()
+            if self._drain is not None:
+                self._drain.cancel()
 
 
-def open_pipes(loop: Loop, streams: Streams) -> Operation[PipeIo]:
-    """Open what `streams` names and make pipes for it. StdioError or Unsupported, with nothing left open."""
+def open_pipes(loop: Loop, streams: Streams, owner: Owner = NOBODY, log: Log = SILENT) -> Operation[PipeIo]:
+    """Open what `streams` names and make pipes for it. StdioError and others, with nothing left open."""
     pipes = PipeIo(loop)
     try:
         if streams.stdin:
             pipes.add_input(open_input(streams.stdin))
-        for number, name, uri in ((1, "stdout", streams.stdout), (2, "stderr", streams.stderr)):
-            if uri:
-                pipes.add_output(number, (yield from open_output(name, uri)))
+        for destination, numbers in plan_outputs(streams):
+            if destination.is_a_log():
+                pipes.add_sink(numbers, (yield from open_sink(loop, owner, destination, numbers, log)))
+            else:
+                for number in numbers:
+                    name = STREAM_NAMES[number]
+                    pipes.add_output(number, (yield from open_output(name, destination.path)))
     except BaseException:
         pipes.close()
         raise

@@ -147,9 +147,9 @@ def test_a_path_that_is_not_there_is_an_error_and_nothing_stays_open(loop: Loop,
     client.close()
 
 
-def test_a_logging_program_is_refused(loop: Loop) -> None:
-    with pytest.raises(Unsupported, match="binary"):
-        drive(loop, open_pipes(loop, Streams(stdout="binary:///bin/logger")))
+def test_a_kind_of_stream_that_nobody_knows_is_refused(loop: Loop) -> None:
+    with pytest.raises(Unsupported, match="streams of kind nothing are not supported"):
+        drive(loop, open_pipes(loop, Streams(stdout="nothing:///bin/logger")))
 
 
 def test_a_slow_reader_stops_the_writer_and_nothing_is_buffered_or_lost(loop: Loop, tmp_path: Path) -> None:
@@ -299,47 +299,87 @@ def test_without_streams_everything_is_drained_at_once(loop: Loop) -> None:
     assert io.drained.done
 
 
-def test_output_to_a_plain_file_is_appended(loop: Loop, tmp_path: Path) -> None:
-    path = tmp_path / "log"
-    path.write_bytes(b"before ")
-    io = drive(loop, open_pipes(loop, Streams(stdout=str(path), stderr=str(path))))
+def test_two_files_are_two_files(loop: Loop, tmp_path: Path) -> None:
+    out, err = tmp_path / "out", tmp_path / "err"
+    out.touch()
+    io = drive(loop, open_pipes(loop, Streams(stdout=str(out), stderr=f"file://{err}")))
     child = Child(io)
     io.attach(None)
-    os.write(child.stdout, b"out ")
-    settle(loop)
-    os.write(child.stderr, b"err")
+    os.write(child.stdout, b"to out")
+    os.write(child.stderr, b"to err")
     child.close()
     turn_until(loop, lambda: io.drained.done)
-    assert path.read_bytes() == b"before out err"
+    assert (out.read_bytes(), err.read_bytes()) == (b"to out", b"to err")
 
 
-def test_a_file_uri_makes_the_file_and_its_directories(loop: Loop, tmp_path: Path) -> None:
-    io = drive(loop, open_pipes(loop, Streams(stdout=f"file://{tmp_path}/deep/er/log")))
+def test_a_log_takes_stderr_as_well_unless_that_goes_elsewhere(loop: Loop, tmp_path: Path) -> None:
+    path = fifo(tmp_path, "err")
+    log = f"file://{tmp_path}/log"
+    assert [numbers for _to, numbers in stdio.plan_outputs(Streams(stdout=log))] == [(1, 2)]
+    assert [numbers for _to, numbers in stdio.plan_outputs(Streams(stdout=log, stderr=log))] == [(1, 2)]
+    assert [numbers for _to, numbers in stdio.plan_outputs(Streams(stderr=log))] == [(2,)]
+    assert [numbers for _to, numbers in stdio.plan_outputs(Streams(stdout=log, stderr=path))] == [(1,), (2,)]
+
+
+def test_output_to_a_device_is_written_there(loop: Loop) -> None:
+    io = drive(loop, open_pipes(loop, Streams(stdout="/dev/null")))
     child = Child(io)
     io.attach(None)
-    os.write(child.stdout, b"text")
+    os.write(child.stdout, bytes(10_000))
     child.close()
     turn_until(loop, lambda: io.drained.done)
-    assert (tmp_path / "deep/er/log").read_bytes() == b"text"
 
 
-@pytest.mark.parametrize("reader", [False, True])
-def test_a_file_uri_that_names_a_fifo_is_refused_without_waiting(
-    loop: Loop, tmp_path: Path, reader: bool
+def test_what_is_left_behind_keeps_the_reader_waiting_for_a_while_only(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = fifo(tmp_path, "out")
-    with contextlib.ExitStack() as stack:
-        if reader:
-            stack.callback(os.close, os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-        stack.enter_context(interrupted_after(2))
-        with pytest.raises(StdioError, match=rf"open stdout {path}: "):
-            drive(loop, open_pipes(loop, Streams(stdout=f"file://{path}")))
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.05)
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)  # which somebody in the background keeps
+    io.attach(None)
+    os.write(child.stdout, b"a last word")
+    io.process_ended()
+    turn_until(loop, lambda: io.drained.done)
+    assert read_now(client.out) == b"a last word"
+    assert is_at_end(client.out)
+    child.close()
+    client.close()
 
 
-def test_a_file_uri_is_written_with_waiting(loop: Loop, tmp_path: Path) -> None:
-    client = drive(loop, stdio.open_output("stdout", f"file://{tmp_path}/log"))
-    assert os.get_blocking(client.fd.fileno())
-    client.fd.close()
+def test_a_slow_reader_gets_all_that_was_written_before_the_end_of_the_drain(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.05)
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    os.set_blocking(child.stdout, False)
+    sent = bytearray()
+    quiet = 0
+    while quiet < 3:  # until both pipes are full
+        try:
+            block = os.urandom(1000)
+            sent += block[: os.write(child.stdout, block)]
+            quiet = 0
+        except BlockingIOError:
+            settle(loop, 0.02)
+            quiet += 1
+    io.process_ended()
+    settle(loop, 0.2)
+    assert not io.drained.done
+    received = bytearray()
+    while data := read_now(client.out):
+        received += data
+        settle(loop, 0.002)
+    turn_until(loop, lambda: io.drained.done)
+    received += read_now(client.out) or b""
+    assert received == sent
+    with pytest.raises(BrokenPipeError):
+        os.write(child.stdout, b"too late")
+    child.close()
+    client.close()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

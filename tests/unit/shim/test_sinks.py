@@ -1,0 +1,494 @@
+"""Logs: real writers and programs behind real pipes, with this test as their shim and as the process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.linux.constants import WALL
+from runtime.linux.fds import OwnedFd
+from shim import logger, sinks
+from shim.console import open_console
+from shim.logger import LoggerError, Owner
+from shim.loop import Loop
+from shim.sinks import SinkError
+from shim.stdio import PipeIo, Streams, open_pipes
+from shim.tasks import spawn
+from shim.ttrpc.status import RpcError
+from tests.unit.shim.loops import drive, settle, turn_until
+from tests.unit.shim.test_stdio import Child, fifo
+
+LINE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) ([PF]) (.*)\n", re.DOTALL)
+OWNER = Owner("c1", "here")
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """No descriptor, and no writer: all of them end by themselves."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    yield
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        try:
+            pid, _status = os.waitpid(-1, os.WNOHANG | WALL)
+        except ChildProcessError:
+            break
+        assert time.monotonic() < deadline, "a child is left"
+        time.sleep(0 if pid else 0.005)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def children() -> list[int]:
+    """The writers and programs that run."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        found += [int(pid) for pid in (task / "children").read_text().split()]
+    return found
+
+
+def opened(loop: Loop, uri: str, stderr: str = "") -> tuple[PipeIo, Child]:
+    """An io whose process has its ends."""
+    io = drive(loop, open_pipes(loop, Streams(stdout=uri, stderr=stderr or uri), OWNER), LIMIT_S)
+    child = Child(io)
+    io.attach(None)
+    return io, child
+
+
+def end(loop: Loop, io: PipeIo, child: Child) -> None:
+    """The process ends; all is written then."""
+    child.close()
+    turn_until(loop, lambda: io.drained.done, LIMIT_S)
+    io.close()
+
+
+def lines(path: Path) -> list[tuple[str, str, bytes]]:
+    """Stream, tag and content of each line of a container log."""
+    found = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        match = LINE.fullmatch(line)
+        assert match is not None, line
+        found.append((match[1].decode(), match[2].decode(), match[3]))
+    return found
+
+
+def turn_until_there(loop: Loop, path: Path, text: bytes) -> None:
+    """Until a file has `text` in it."""
+    turn_until(loop, lambda: path.exists() and text in path.read_bytes(), LIMIT_S)
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_made_with_its_directories_and_takes_both_streams(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "deep/er/log"
+    io, child = opened(loop, f"file://{path}")
+    os.write(child.stdout, b"out ")
+    turn_until_there(loop, path, b"out ")
+    os.write(child.stderr, b"err")
+    end(loop, io, child)
+    assert path.read_bytes() == b"out err"
+
+
+def test_a_plain_path_of_a_file_is_appended_to(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"before ")
+    io, child = opened(loop, str(path))
+    os.write(child.stdout, b"and after")
+    end(loop, io, child)
+    assert path.read_bytes() == b"before and after"
+
+
+@pytest.mark.parametrize("scheme", ["file", "cri-log"])
+@pytest.mark.parametrize("reader", [False, True])
+def test_what_is_no_file_is_refused_without_waiting(
+    loop: Loop, tmp_path: Path, scheme: str, reader: bool
+) -> None:
+    path = fifo(tmp_path, "out")
+    read_end = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if reader else -1
+    with pytest.raises(SinkError, match=rf"open stdout {path}: "):
+        opened(loop, f"{scheme}://{path}")
+    if reader:
+        os.close(read_end)
+
+
+def test_a_directory_that_cannot_be_made_is_an_error_that_says_so(loop: Loop, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SinkError, match=r"open stdout .*/file/log: .*(Not a directory|File exists)"):
+        opened(loop, f"file://{tmp_path}/file/log")
+
+
+def test_a_writer_that_is_stopped_stops_the_process_and_not_the_loop(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    io, child = opened(loop, f"file://{path}")
+    (writer,) = children()
+    os.kill(writer, signal.SIGSTOP)
+    os.set_blocking(child.stdout, False)
+    sent = bytearray()
+    while True:
+        try:
+            block = os.urandom(5000)
+            sent += block[: os.write(child.stdout, block)]
+        except BlockingIOError:
+            break
+    settle(loop)
+    assert not io.drained.done
+    assert io.pending()
+    os.kill(writer, signal.SIGCONT)
+    end(loop, io, child)
+    assert path.read_bytes() == sent
+
+
+def test_a_writer_that_is_killed_is_followed_by_another(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    io, child = opened(loop, f"cri-log://{path}")
+    os.write(child.stdout, b"first\n")
+    turn_until_there(loop, path, b"first")
+    (writer,) = children()
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, WALL)
+    os.write(child.stdout, b"second\n")
+    turn_until_there(loop, path, b"second")
+    drive(loop, io.reopen(), LIMIT_S)
+    end(loop, io, child)
+    assert [content for *_, content in lines(path)] == [b"first", b"second"]
+
+
+def test_a_writer_outlives_its_shim_and_writes_what_was_said(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    io = drive(loop, open_pipes(loop, Streams(stdout=f"cri-log://{path}")), LIMIT_S)
+    child = Child(io)
+    (writer,) = children()
+    os.kill(writer, signal.SIGSTOP)
+    os.write(child.stdout, b"last\nwords")
+    loop_of_the_shim, io_of_the_shim = loop, io
+    # A shim that is killed closes what it has and says nothing.
+    (sink,) = io_of_the_shim._sinks
+    loop_of_the_shim.unwatch(sink._control.fileno())
+    sink._control.close()
+    io_of_the_shim.close()
+    os.kill(writer, signal.SIGCONT)
+    child.close()
+    os.waitpid(writer, WALL)
+    assert lines(path) == [("stdout", "F", b"last"), ("stdout", "P", b"words")]
+
+
+def test_somebody_in_the_background_ends_with_the_drain(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.stdio.DRAIN_AFTER_EXIT_S", 0.05)
+    path = tmp_path / "log"
+    io, child = opened(loop, f"cri-log://{path}")
+    os.write(child.stdout, b"rest")
+    io.process_ended()
+    turn_until(loop, lambda: io.drained.done, LIMIT_S)
+    with pytest.raises(BrokenPipeError):
+        os.write(child.stdout, b"too late")
+    assert lines(path) == [("stdout", "P", b"rest")]
+    child.close()
+    io.close()
+
+
+# --- container logs ----------------------------------------------------------------------------------
+
+
+def test_a_container_log_has_both_streams_in_one_file_of_the_right_mode(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "pod" / "0.log"
+    before = os.umask(0o022)
+    io, child = opened(loop, f"cri-log://{path}")
+    os.umask(before)
+    for number in range(20):
+        fd, name = (child.stdout, b"out") if number % 2 else (child.stderr, b"err")
+        text = b"%b %d\n" % (name, number)
+        os.write(fd, text)
+        turn_until_there(loop, path, text)
+    end(loop, io, child)
+    assert [(stream[3:], content.split()[0].decode()) for stream, _tag, content in lines(path)] == [
+        ("err", "err"),
+        ("out", "out"),
+    ] * 10
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_long_lines_come_in_parts(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    io, child = opened(loop, f"cri-log://{path}?max-line-bytes=100")
+    os.write(child.stdout, b"x" * 250 + b"\nshort\n")
+    end(loop, io, child)
+    assert [(tag, len(content)) for _stream, tag, content in lines(path)] == [
+        ("P", 100),
+        ("P", 100),
+        ("F", 50),
+        ("F", 5),
+    ]
+
+
+def test_after_a_reopen_nothing_is_written_to_the_file_that_was_moved(loop: Loop, tmp_path: Path) -> None:
+    path, moved = tmp_path / "0.log", tmp_path / "0.log.1"
+    io, child = opened(loop, f"cri-log://{path}")
+    os.write(child.stdout, b"one\n")
+    turn_until_there(loop, path, b"one")
+    path.rename(moved)
+    os.write(child.stdout, b"two\n")
+    turn_until_there(loop, moved, b"two")
+    assert not path.exists(), "only a reopen may make it"
+    drive(loop, io.reopen(), LIMIT_S)
+    assert path.exists()
+    os.write(child.stdout, b"three\n")
+    end(loop, io, child)
+    assert [content for *_, content in lines(moved)] == [b"one", b"two"]
+    assert [content for *_, content in lines(path)] == [b"three"]
+
+
+def test_a_reopen_that_fails_says_why_and_the_log_goes_on_in_the_old_file(loop: Loop, tmp_path: Path) -> None:
+    path, moved = tmp_path / "0.log", tmp_path / "0.log.1"
+    io, child = opened(loop, f"cri-log://{path}")
+    path.rename(moved)
+    path.mkdir()
+    with pytest.raises(SinkError, match=r"reopen stdout .*0\.log: Is a directory"):
+        drive(loop, io.reopen(), LIMIT_S)
+    path.rmdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SinkError, match=r"reopen stdout .*0\.log: Too many levels of symbolic links"):
+        drive(loop, io.reopen(), LIMIT_S)
+    os.write(child.stdout, b"still here\n")
+    end(loop, io, child)
+    assert [content for *_, content in lines(moved)] == [b"still here"]
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_reopens_that_come_together_are_all_answered(loop: Loop, tmp_path: Path) -> None:
+    io, child = opened(loop, f"cri-log://{tmp_path}/0.log")
+    results: list[object] = []
+    for _ in range(5):
+        spawn(loop, io.reopen(), lambda _value, failure: results.append(failure))
+    turn_until(loop, lambda: len(results) == 5, LIMIT_S)
+    assert results == [None] * 5
+    end(loop, io, child)
+    with pytest.raises(RpcError, match="the log is closed"):
+        drive(loop, io.reopen(), LIMIT_S)
+
+
+def test_a_reopen_waits_for_a_stuck_writer_no_longer_than_it_may(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "OPEN_TIMEOUT_S", 0.05)
+    io, child = opened_patiently(loop, f"cri-log://{tmp_path}/0.log", monkeypatch)
+    (writer,) = children()
+    os.kill(writer, signal.SIGSTOP)
+    for _ in range(2):
+        with pytest.raises(SinkError, match="reopen stdout .*0.log: .* 0.05 s"):
+            drive(loop, io.reopen(), LIMIT_S)
+    os.kill(writer, signal.SIGCONT)
+    end(loop, io, child)
+
+
+def opened_patiently(loop: Loop, uri: str, monkeypatch: pytest.MonkeyPatch) -> tuple[PipeIo, Child]:
+    """Opened with the usual time, whatever limit the test has set for what follows."""
+    limit_s = sinks.OPEN_TIMEOUT_S
+    monkeypatch.setattr(sinks, "OPEN_TIMEOUT_S", LIMIT_S)
+    made = opened(loop, uri)
+    monkeypatch.setattr(sinks, "OPEN_TIMEOUT_S", limit_s)
+    return made
+
+
+def test_a_log_that_watches_its_path_follows_a_rename_by_itself(loop: Loop, tmp_path: Path) -> None:
+    path, moved = tmp_path / "0.log", tmp_path / "0.log.1"
+    io, child = opened(loop, f"cri-log://{path}?watch=1")
+    os.write(child.stdout, b"one\n")
+    turn_until_there(loop, path, b"one")
+    path.rename(moved)
+    os.write(child.stdout, b"two\n")
+    end(loop, io, child)
+    assert [content for *_, content in lines(moved)] == [b"one"]
+    assert [content for *_, content in lines(path)] == [b"two"]
+
+
+def test_without_a_log_there_is_nothing_to_reopen(loop: Loop) -> None:
+    io = drive(loop, open_pipes(loop, Streams()))
+    with pytest.raises(RpcError, match="there is no log"):
+        drive(loop, io.reopen())
+    io.close()
+
+
+def test_a_flood_with_reopens_has_every_line_once_and_in_order(loop: Loop, tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    io, child = opened(loop, f"cri-log://{path}")
+    count = 200_000
+    writing = threading.Thread(target=write_numbers, args=(child.stdout, count))
+    writing.start()
+    parts = 0
+    while writing.is_alive():
+        path.rename(tmp_path / f"part-{parts:04}")
+        parts += 1
+        drive(loop, io.reopen(), LIMIT_S)
+        settle(loop, 0.01)
+    writing.join()
+    end(loop, io, child)
+    numbers = [
+        int(content)
+        for part in [*sorted(tmp_path.glob("part-*")), path]
+        for _stream, _tag, content in lines(part)
+    ]
+    assert numbers == list(range(count))
+    assert parts > 1
+
+
+def write_numbers(fd: int, count: int) -> None:
+    """A line each."""
+    text = b"".join(b"%d\n" % number for number in range(count))
+    while text:
+        text = text[os.write(fd, text) :]
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_a_terminals_output_goes_to_a_log(loop: Loop, tmp_path: Path, log: bool) -> None:
+    path = tmp_path / "log"
+    uri = f"{'cri-log' if log else 'file'}://{path}"
+    io = drive(loop, open_console(loop, Streams(stdout=uri, terminal=True)), LIMIT_S)
+    master, slave = os.openpty()
+    io.attach(OwnedFd(master))
+    os.write(slave, b"hello\n")
+    os.close(slave)
+    turn_until(loop, lambda: io.drained.done, LIMIT_S)
+    io.close()
+    assert (lines(path) == [("stdout", "F", b"hello")]) if log else (path.read_bytes() == b"hello\r\n")
+
+
+# --- programs ----------------------------------------------------------------------------------------
+
+
+def program(directory: Path, text: str) -> Path:
+    """A shell script."""
+    path = directory / "logger"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+COPY = """
+%s
+{ cat <&3; echo out ended; } >> $2.out &
+{ cat <&4; echo err ended; } >> $2.err &
+env | grep CONTAINER | sort > $2.env; echo "$@" > $2.args
+wait"""
+
+
+@pytest.mark.parametrize(("scheme", "ready"), [("binary", "exec 5>&-"), ("binary-v2", "echo >&5; exec 5>&-")])
+def test_a_program_gets_both_streams_its_arguments_and_whose_they_are(
+    loop: Loop, tmp_path: Path, scheme: str, ready: str
+) -> None:
+    path, base = program(tmp_path, COPY % ready), tmp_path / "x"
+    io, child = opened(loop, f"{scheme}://{path}?base={base}&more=a%20b")
+    os.write(child.stdout, b"to out\n")
+    os.write(child.stderr, b"to err\n")
+    end(loop, io, child)
+    assert (tmp_path / "x.out").read_text() == "to out\nout ended\n"
+    assert (tmp_path / "x.err").read_text() == "to err\nerr ended\n"
+    assert (tmp_path / "x.env").read_text() == "CONTAINER_ID=c1\nCONTAINER_NAMESPACE=here\n"
+    assert (tmp_path / "x.args").read_text() == f"base {base} more a b\n"
+
+
+def test_a_program_has_nothing_but_its_descriptors(loop: Loop, tmp_path: Path) -> None:
+    path = program(tmp_path, "ls /proc/self/fd > $2; exec 5>&-; cat <&3 > /dev/null")
+    io, child = opened(loop, f"binary://{path}?to={tmp_path}/fds")
+    end(loop, io, child)
+    # The shell's own copy of its script, and the directory that ls reads, come on top.
+    assert set((tmp_path / "fds").read_text().split()) - {"0", "1", "2"} <= {"3", "4", "5", "6", "10", "255"}
+
+
+@pytest.mark.parametrize("text", ["exit 3", "exec 5>&-; sleep 0.1"])
+def test_a_program_of_version_2_that_does_not_say_that_it_is_ready_is_refused(
+    loop: Loop, tmp_path: Path, text: str
+) -> None:
+    with pytest.raises(LoggerError, match="it did not say that it is ready"):
+        opened(loop, f"binary-v2://{program(tmp_path, text)}")
+    turn_until(loop, lambda: not any(loop._watched), LIMIT_S)
+
+
+def test_a_program_that_is_never_ready_is_ended(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger, "READY_TIMEOUT_S", 0.3)
+    with pytest.raises(LoggerError, match=r"not ready within 0\.3 s"):
+        opened(loop, f"binary://{program(tmp_path, 'exec sleep 1000')}")
+    turn_until(loop, lambda: not any(loop._watched), LIMIT_S)
+
+
+@pytest.mark.parametrize("scheme", ["binary", "binary-v2"])
+def test_a_program_that_is_not_there_is_an_error_that_names_it(
+    loop: Loop, tmp_path: Path, scheme: str
+) -> None:
+    with pytest.raises(LoggerError, match=r"start logger .*/none: .*No such file"):
+        opened(loop, f"{scheme}://{tmp_path}/none")
+    turn_until(loop, lambda: not any(loop._watched), LIMIT_S)
+
+
+def test_a_program_that_has_gone_breaks_the_process_pipe(loop: Loop, tmp_path: Path) -> None:
+    io, child = opened(loop, f"binary://{program(tmp_path, 'exit 0')}")
+    turn_until(loop, lambda: io.drained.done, LIMIT_S)
+    with pytest.raises(BrokenPipeError):
+        os.write(child.stdout, b"for nobody")
+    child.close()
+    io.close()
+
+
+def test_a_program_that_somebody_in_the_background_keeps_is_asked_to_end(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.stdio.DRAIN_AFTER_EXIT_S", 0.05)
+    text = f"trap 'echo asked > {tmp_path}/asked; exit' TERM; exec 5>&-; while :; do sleep 0.05; done"
+    io, child = opened(loop, f"binary://{program(tmp_path, text)}")
+    io.process_ended()
+    turn_until(loop, lambda: io.drained.done, LIMIT_S)
+    assert (tmp_path / "asked").exists()
+    child.close()
+    io.close()
+
+
+def test_a_program_that_does_not_end_is_made_to(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.stdio.DRAIN_AFTER_EXIT_S", 0.05)
+    path = program(tmp_path, "trap '' TERM; exec 5>&-; while :; do sleep 0.05; done")
+    io, child = opened(loop, f"binary://{path}")
+    io.process_ended()
+    settle(loop, 0.2)
+    assert io.pending()
+    child.close()
+    io.close()
+    turn_until(loop, lambda: io.drained.done, LIMIT_S)
+
+
+def test_a_programs_files_are_its_own(loop: Loop, tmp_path: Path) -> None:
+    io, child = opened(loop, f"binary://{program(tmp_path, 'exec 5>&-; cat <&3 > /dev/null')}")
+    with pytest.raises(RpcError, match="the log is written by"):
+        drive(loop, io.reopen())
+    end(loop, io, child)
+
+
+def test_a_terminals_output_goes_to_a_program(loop: Loop, tmp_path: Path) -> None:
+    path = program(tmp_path, f"exec 5>&-; cat <&3 > {tmp_path}/out")
+    io = drive(loop, open_console(loop, Streams(stdout=f"binary://{path}", terminal=True), OWNER), LIMIT_S)
+    master, slave = os.openpty()
+    io.attach(OwnedFd(master))
+    os.write(slave, b"hello\n")
+    os.close(slave)
+    turn_until(loop, lambda: io.drained.done, LIMIT_S)
+    io.close()
+    assert (tmp_path / "out").read_bytes() == b"hello\r\n"
