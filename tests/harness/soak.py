@@ -21,7 +21,9 @@ from tests.harness.paths import CHECKOUT, VENV
 RESULT = CHECKOUT / "soak.json"
 
 
-def parts(cycles: str, cases: str, kills: str, exits: str) -> dict[str, tuple[dict[str, str], list[str]]]:
+def parts(
+    cycles: str, cases: str, kills: str, exits: str, log_bytes: str
+) -> dict[str, tuple[dict[str, str], list[str]]]:
     """Name to environment and test paths."""
     return {
         "pod cycles": ({"MANOR_CYCLES": cycles}, ["tests/e2e/cycles"]),
@@ -31,6 +33,7 @@ def parts(cycles: str, cases: str, kills: str, exits: str) -> dict[str, tuple[di
         ),
         "oom kills": ({"MANOR_OOM_KILLS": kills}, ["tests/e2e/exits/test_oom.py"]),
         "exit codes": ({"MANOR_EXITS": exits}, ["tests/e2e/exits/test_many.py"]),
+        "logs": ({"MANOR_LOG_BYTES": log_bytes}, ["-s", "tests/e2e/stdio/test_flood.py"]),
     }
 
 
@@ -39,11 +42,12 @@ def main() -> int:
     seed = os.environ.get("SEED", "") or str(time.time_ns() % 1_000_000)
     cycles, cases = os.environ.get("CYCLES", "300"), os.environ.get("CASES", "5000")
     kills, exits = os.environ.get("KILLS", "100"), os.environ.get("EXITS", "100000")
+    log_bytes = os.environ.get("LOG_BYTES", str(1 << 30))
     only = os.environ.get("ONLY", "")
     # A test takes as long as it takes.
     same = {"MANOR_HOSTILE_SEED": seed, "MANOR_SEED": seed, "MANOR_TEST_DEADLINE_S": "0"}
     results = []
-    for name, (settings, paths) in parts(cycles, cases, kills, exits).items():
+    for name, (settings, paths) in parts(cycles, cases, kills, exits, log_bytes).items():
         if only and only != name:
             continue
         print(f"{name}: seed {seed}", flush=True)

@@ -16,12 +16,12 @@ from tests.e2e.shim.door import Door
 from tests.e2e.stdio.conftest import writers
 from tests.e2e.stdio.logs import entries, reopen
 
-BYTES = int(os.environ.get("MANOR_LOG_BYTES", "96000000"))
-SEED = int(os.environ.get("MANOR_LOG_SEED", "7"))
+SEED = int(os.environ.get("MANOR_SEED", "7"))
 LINE_BYTES = 16 * 1024
 HUGE = 16 << 20
 REOPEN_EVERY_S = 0.1
 BLOCK = 40 << 20  # of what is repeated on each stream
+BYTES = int(os.environ.get("MANOR_LOG_BYTES", str(2 * BLOCK)))
 
 
 def make_block(chance: random.Random, size: int) -> bytes:
@@ -97,7 +97,7 @@ def test_a_flood_of_lines_with_reopens_is_complete_and_in_order(running: Door, t
     for name in ("stdout", "stderr"):
         blocks[name.encode()] = make_block(chance, BLOCK)
         (bundle.path / "rootfs" / name).write_bytes(blocks[name.encode()])
-    rounds = max(1, BYTES // (2 * BLOCK))
+    rounds = max(1, -(-BYTES // (2 * BLOCK)))
     script = f"i=0; while [ $i -lt {rounds} ]; do cat /stdout & cat /stderr >&2; wait; i=$((i+1)); done"
     bundle.config["process"]["args"] = ["sh", "-c", script]
     bundle.write()
