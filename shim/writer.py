@@ -80,6 +80,11 @@ class Target:
         """write(2)."""
         return os.write(self._file.fileno(), data)
 
+    def take_back(self, count: int) -> None:
+        """Cut off the last `count` bytes. OSError."""
+        fd = self._file.fileno()
+        os.ftruncate(fd, os.fstat(fd).st_size - count)
+
 
 class Writer:
     """Copies `sources`, descriptors by the number of their stream, to `target`."""
@@ -101,7 +106,6 @@ class Writer:
             self._poll.register(fd, select.POLLIN)
         self._finishing = False
         self._lost = 0  # since a write last succeeded
-        self._torn = False  # the last line that was written has no end
         self._is_log = terms is not None
 
     def run(self) -> None:
@@ -147,18 +151,32 @@ class Writer:
         if self._lost and data:
             data = self._gap() + data
         left = memoryview(data)
-        deadline = 0.0
+        least, deadline = len(data) + 1, 0.0
         while left:
             try:
                 left = left[self._target.write(left) :]
-                self._lost, deadline = 0, 0.0
             except OSError as error:
-                deadline = deadline or time.monotonic() + (0 if self._lost else WRITE_PATIENCE_S)
+                left = self._at_a_line(data, left)
+                if len(left) < least:  # at first, and whenever it has taken something
+                    least = len(left)
+                    deadline = time.monotonic() + (0 if self._lost else WRITE_PATIENCE_S)
                 if time.monotonic() >= deadline:
-                    self._give_up(data, left, error)
+                    self._give_up(len(left), error)
                     return
                 self._wait_a_little()
-        self._torn = False
+        self._lost = 0
+
+    def _at_a_line(self, data: bytes, left: memoryview) -> memoryview:
+        """Take back the part of a line that was written before the file was full: each file has whole ones."""
+        written = len(data) - len(left)
+        start = data.rfind(b"\n", 0, written) + 1
+        if not self._is_log or start == written:
+            return left
+        try:
+            self._target.take_back(written - start)
+        except OSError:
+            return left
+        return memoryview(data)[start:]
 
     def _wait_a_little(self) -> None:
         """Before the next try; a reopen, which may help, is done at once."""
@@ -168,22 +186,19 @@ class Writer:
         if control.poll(_RETRY_MS):
             self._obey()
 
-    def _give_up(self, data: bytes, left: memoryview, error: OSError) -> None:
-        if len(left) < len(data):
-            self._torn = data[-len(left) - 1] != ord("\n")
+    def _give_up(self, count: int, error: OSError) -> None:
         if not self._lost:
             self._say(LOST, f"{self._target.path}: {os.strerror(error.errno or 0)}")
-        self._lost += len(left)
+        self._lost += count
 
     def _gap(self) -> bytes:
         """What a reader is told where something is missing; nothing in a file whose form is not ours."""
         if not self._is_log:
             return b""
-        line = b"%b stderr F manor: about %d bytes of this log could not be written and are lost\n" % (
+        return b"%b stderr F manor: about %d bytes of this log could not be written and are lost\n" % (
             self._clock.stamp(time.time_ns()),
             self._lost,
         )
-        return b"\n" + line if self._torn else line
 
     # --- what the shim wants -----------------------------------------------------------------------
 

@@ -194,6 +194,32 @@ def test_a_terminal_that_something_in_the_background_keeps_open_ends_all_the_sam
     assert terminal.read_out() == b""
 
 
+def test_a_slow_reader_gets_what_the_terminal_holds_after_its_process_has_ended(
+    loop: Loop, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "DRAIN_AFTER_EXIT_S", 0.05)
+    sent = bytearray()
+    quiet = 0
+    while quiet < 3:  # until terminal and fifo are full
+        try:
+            block = b"%09d\n" % len(sent)
+            sent += block[: os.write(terminal.slave, block)]
+            quiet = 0
+        except BlockingIOError:
+            settle(loop, 0.02)
+            quiet += 1
+    terminal.io.process_ended()
+    settle(loop, 0.2)
+    ended_early = terminal.io.drained.done
+    assert not ended_early
+    received = bytearray()
+    while not terminal.io.drained.done:
+        received += terminal.read_out() or b""
+        settle(loop, 0.002)
+    received += terminal.read_out() or b""
+    assert received == sent
+
+
 def test_without_a_client_the_output_is_thrown_away(loop: Loop) -> None:
     io = drive(loop, open_console(loop, Streams(terminal=True)))
     master, slave = pty.openpty()

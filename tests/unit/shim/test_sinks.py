@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
+import resource
 import signal
 import stat
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +21,7 @@ from runtime.linux.constants import WALL
 from runtime.linux.fds import OwnedFd
 from shim import logger, sinks
 from shim.console import open_console
+from shim.log import Log
 from shim.logger import LoggerError, Owner
 from shim.loop import Loop
 from shim.sinks import SinkError
@@ -40,7 +45,7 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """No descriptor, and no writer: all of them end by themselves."""
+    """No descriptor, and no writer: all of them end by themselves. One that a failed test leaves is killed."""
     before = sorted(os.listdir("/proc/self/fd"))
     yield
     deadline = time.monotonic() + LIMIT_S
@@ -49,7 +54,10 @@ def nothing_is_left() -> Iterator[None]:
             pid, _status = os.waitpid(-1, os.WNOHANG | WALL)
         except ChildProcessError:
             break
-        assert time.monotonic() < deadline, "a child is left"
+        if time.monotonic() > deadline:
+            for child in children():
+                os.kill(child, signal.SIGKILL)
+            raise AssertionError("a child is left")
         time.sleep(0 if pid else 0.005)
     assert sorted(os.listdir("/proc/self/fd")) == before
 
@@ -317,6 +325,72 @@ def test_a_log_that_watches_its_path_follows_a_rename_by_itself(loop: Loop, tmp_
     end(loop, io, child)
     assert [content for *_, content in lines(moved)] == [b"one"]
     assert [content for *_, content in lines(path)] == [b"two"]
+
+
+class Heard(Log):
+    """What a shim would have logged."""
+
+    def __init__(self) -> None:
+        super().__init__("", "")
+        self.lines: list[str] = []
+
+    def write(self, level: str, message: str) -> None:
+        """Note it."""
+        self.lines.append(f"{level} {message}")
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Whoever is forked in here gets EFBIG for more, as it would get ENOSPC on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_file_that_takes_nothing_holds_the_process_up_until_it_is_moved(loop: Loop, tmp_path: Path) -> None:
+    path, moved = tmp_path / "0.log", tmp_path / "0.log.1"
+    with files_of_at_most(1000):
+        io, child = opened(loop, f"cri-log://{path}")
+    text = b"".join(b"%d\n" % number for number in range(40))  # too many for one file, not for two
+    os.write(child.stdout, text)
+    turn_until(loop, lambda: path.stat().st_size > 900, LIMIT_S)
+    path.rename(moved)
+    drive(loop, io.reopen(), LIMIT_S)
+    end(loop, io, child)
+    assert b"".join(content + b"\n" for *_, content in lines(moved) + lines(path)) == text
+
+
+def test_what_could_not_be_written_in_time_is_lost_and_the_log_says_so(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.writer.WRITE_PATIENCE_S", 0.3)
+    path, moved, heard = tmp_path / "0.log", tmp_path / "0.log.1", Heard()
+    with files_of_at_most(1000):
+        io = drive(loop, open_pipes(loop, Streams(stdout=f"cri-log://{path}"), OWNER, heard), LIMIT_S)
+    child = Child(io)
+    io.attach(None)
+    os.write(child.stdout, b"x\n" * 40)
+    turn_until(loop, lambda: heard.lines, LIMIT_S)
+    assert heard.lines == [f"error output is lost: write {path}: File too large"]
+    os.write(child.stdout, b"lost\n" * 40)
+    turn_until(loop, lambda: bytes_in(child.stdout) == 0, LIMIT_S)
+    path.rename(moved)
+    drive(loop, io.reopen(), LIMIT_S)
+    os.write(child.stdout, b"found again\n")
+    end(loop, io, child)
+    assert {line[1:] for line in lines(moved)} == {("F", b"x")}
+    gap, again = lines(path)
+    assert re.fullmatch(rb"manor: about \d{4} bytes of this log could not be written and are lost", gap[2])
+    assert again == ("stdout", "F", b"found again")
+    assert len(heard.lines) == 1
+
+
+def bytes_in(fd: int) -> int:
+    """What a pipe holds."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little")
 
 
 def test_without_a_log_there_is_nothing_to_reopen(loop: Loop) -> None:
