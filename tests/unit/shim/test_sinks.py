@@ -535,18 +535,22 @@ def test_a_program_that_somebody_in_the_background_keeps_is_asked_to_end(
     io.close()
 
 
+@pytest.mark.parametrize("deleted", [False, True])
 def test_a_program_that_does_not_end_is_made_to(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: bool
 ) -> None:
     monkeypatch.setattr("shim.stdio.DRAIN_AFTER_EXIT_S", 0.05)
-    path = program(tmp_path, "trap '' TERM; exec 5>&-; while :; do sleep 0.05; done")
+    monkeypatch.setattr(logger, "TERMINATION_TIMEOUT_S", 1000 if deleted else 0.3)
+    path = program(tmp_path, f"trap 'touch {tmp_path}/asked' TERM; exec 5>&-; while :; do sleep 0.05; done")
     io, child = opened(loop, f"binary://{path}")
     io.process_ended()
-    settle(loop, 0.2)
-    assert io.pending()
+    turn_until(loop, (tmp_path / "asked").exists, LIMIT_S)
     child.close()
-    io.close()
+    if deleted:
+        assert io.pending()
+        io.close()
     turn_until(loop, lambda: io.drained.done, LIMIT_S)
+    io.close()
 
 
 def test_a_programs_files_are_its_own(loop: Loop, tmp_path: Path) -> None:
