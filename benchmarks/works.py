@@ -1,7 +1,7 @@
 """The works: how one sample of each is taken, in ms and lower is better. Setting up and tidying is not timed.
 
 What is timed is named in each function; everything goes through a door that a caller would use: the shim's ttrpc
-socket, the CRI, crictl, or the shim's command line.
+socket, the CRI, crictl, or the shim's command line. Logs are `logs`'.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.logs import log_lines
 from benchmarks.processes import cpu_ms, pss_mb
 from benchmarks.stage import PAYLOAD, Side
 from shim.api.bootstrap import BootstrapParams, BootstrapResult
@@ -283,6 +284,7 @@ WORKS = [
     Work("exec.crictl", "ms", exec_crictl, 6, 10),
     Work("cpu.exec", "ms", exec_cpu, 5, 40),
     Work("create_start.shim", "ms", create_start, 8, 8),
+    Work("log.lines", "ms", log_lines, 4, 3),
     Work("launcher.address", "ms", launcher, 8, 8),
     Work("pod.start", "ms", pod_start, 6, 5),
     Work("pod.stop", "ms", pod_stop, 6, 5),

@@ -8,6 +8,7 @@ killed. What is written how is `writer`'s; programs are `logger`'s.
 from __future__ import annotations
 
 import _socket
+import fcntl
 import os
 
 from runtime.errors import ManorError, StageError, describe
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
 
 
 LOG = "LOG"
+# On a busy node the writer has its turn less often than its container: then a pipe of the usual size is full too soon.
+PIPE_BYTES = 256 * 1024
 # How long a file may take to be opened, at first and again.
 OPEN_TIMEOUT_S = 10.0
 # A writer that is killed is followed by another, so often; a container is not to die for want of its log.
@@ -87,6 +90,7 @@ class FileSink:
         self._finishing = False
         for number in numbers:
             self._sources[number], self._write_ends[number] = pipe()
+            _widen(self._sources[number])
 
     def open(self) -> Operation[None]:
         """Clone the writer and wait until it has opened its file. SinkError."""
@@ -226,6 +230,13 @@ class FileSink:
             self._reopened.set("the log is closed")
         if not self.drained.done:
             self.drained.set()
+
+
+def _widen(end: OwnedFd) -> None:
+    try:
+        fcntl.fcntl(end.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    except OSError:
+        pass  # a user who has many pipes gets small ones (pipe(7), pipe-user-pages-soft)
 
 
 def open_sink(

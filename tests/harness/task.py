@@ -41,9 +41,13 @@ class TaskClient:
     def _ask(self, method: str, message: Message, answer: type[M], timeout_s: float = 30) -> M:
         return self._client.request(self.service, method, message, answer, timeout_s)
 
-    def create(self, container: str, bundle: Path, rootfs: list[Mount]) -> int:
-        """Create a container from a bundle, its standard descriptors on /dev/null; returns the pid of its init."""
-        request = task.CreateTaskRequest(id=container, bundle=str(bundle), rootfs=rootfs)
+    def create(
+        self, container: str, bundle: Path, rootfs: list[Mount], stdout: str = "", stderr: str = ""
+    ) -> int:
+        """Create a container from a bundle, standard descriptors without a place on /dev/null; the pid of its init."""
+        request = task.CreateTaskRequest(
+            id=container, bundle=str(bundle), rootfs=rootfs, stdout=stdout, stderr=stderr
+        )
         return self._ask("Create", request, task.CreateTaskResponse).pid
 
     def start(self, container: str, exec_id: str = "") -> int:
