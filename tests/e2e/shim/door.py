@@ -31,7 +31,7 @@ from tests.harness.instances import hierarchies
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 NAMESPACE = "test"
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 def eventually(condition: Callable[[], object], limit_s: float = 60) -> None:

@@ -23,7 +23,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def open_cgroup(_layout: object, path: str, _container_id: str) -> SimpleNamespace:
         paths.append(path)
-        return SimpleNamespace(paths={})
+        return SimpleNamespace(path=path, paths={})
 
     monkeypatch.setattr(delete, "open_cgroup", open_cgroup)
     monkeypatch.setattr(delete, "cgroup_asked_for", open_cgroup)
@@ -172,3 +172,28 @@ def test_a_bundle_that_is_gone_needs_no_note(pod: Path) -> None:
     on_record(pod, ENDED, OTHER)
     assert remove(pod, "c1") == ENDED
     assert remove(pod, "c2").code == 137
+
+
+@pytest.mark.parametrize(("available", "units"), [(True, ["manor-c1.scope"]), (False, [])])
+def test_a_unit_is_stopped_by_systemd_where_there_is_a_way_to_it(
+    tmp_path: Path,
+    opened: list[str],
+    bundle: str,
+    monkeypatch: pytest.MonkeyPatch,
+    available: bool,
+    units: list[str],
+) -> None:
+    asked: list[str] = []
+
+    def cgroup(_layout: object, _path: str, unit: str, _systemd: object) -> SimpleNamespace:
+        asked.append(unit)
+        return SimpleNamespace(paths={})
+
+    monkeypatch.setattr(delete, "Cgroup", cgroup)
+    monkeypatch.setattr(delete.systemd, "available", lambda: available)
+    directory = tmp_path / "pod" / "c1"
+    directory.mkdir(parents=True)
+    known = {**json.loads(state_of("c1")), "unit": "manor-c1.scope"}
+    (directory / "state.json").write_text(json.dumps(known))
+    Remains(str(tmp_path / "pod"), SimpleNamespace()).remove_all("c1", bundle)  # type: ignore[arg-type]
+    assert (opened, asked) == (["/own"], units)
