@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtime.record import replace
-from shim import delete
+from shim import delete, systemd
 from shim.delete import Remains
 from shim.journal import Exit, Journal
 from shim.log import Log
@@ -190,7 +190,7 @@ def test_a_unit_is_stopped_by_systemd_where_there_is_a_way_to_it(
         return SimpleNamespace(paths={})
 
     monkeypatch.setattr(delete, "Cgroup", cgroup)
-    monkeypatch.setattr(delete.systemd, "available", lambda: available)
+    monkeypatch.setattr(systemd, "available", lambda: available)
     directory = tmp_path / "pod" / "c1"
     directory.mkdir(parents=True)
     known = {**json.loads(state_of("c1")), "unit": "manor-c1.scope"}
