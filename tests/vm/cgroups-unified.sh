@@ -1,6 +1,6 @@
 #!/bin/bash
 # The cgroup tests on a kernel where every controller is in v2, with a disk to throttle; options go to vm-run.sh (-k cloud612, -v …).
 cd "$(dirname "$0")/../.." || exit 1
-exec tests/vm/vm-run.sh -t 170 -d 64 "$@" -e MANOR_TEST_DEADLINE_S=45 -- .venv/bin/python -m pytest -q \
-  -p no:cacheprovider -p tests.harness.deadline -o faulthandler_timeout=60 \
+exec tests/vm/vm-run.sh -t 240 -d 64 "$@" -e MANOR_TEST_DEADLINE_S=90 -- .venv/bin/python -m pytest -q \
+  -p no:cacheprovider -p tests.harness.deadline -o faulthandler_timeout=100 \
   --confcutdir=tests/e2e/cgroups tests/e2e/cgroups

@@ -13,6 +13,8 @@
 #
 #   -t SECS     hard timeout from the start of the VM on          (300)
 #   -b SECS     the part of it in which COMMAND must have begun   (60)
+#               Neither counts the time that a busy machine lets the VM wait for
+#               a CPU, up to three times SECS of -t.
 #   -m MIB      guest memory                                      (2048)
 #   -c N        guest CPUs                                        (2)
 #   -s DIR      scratch folder, read-write, same path inside; may be repeated
@@ -419,15 +421,25 @@ look_inside() {
   for i in $(seq 75); do kill -0 "$VM" 2>/dev/null || return; sleep 0.2; done
 }
 end_late() {  # WORD : what this run is remembered as
-  : >"$RUN/$1"; look_inside; kill -9 -"$VM" 2>/dev/null || kill -9 "$VM"
+  echo "$STARVED" >"$RUN/$1"; look_inside; kill -9 -"$VM" 2>/dev/null || kill -9 "$VM"
+}
+# Seconds that the VM was ready to run and had no CPU to run on: that much a busy machine is late (sched-stats.rst).
+starved() {
+  local f wait most=0
+  for f in "${VM_PROC:-/proc}/$VM"/task/*/schedstat; do
+    read -r _ wait _ <"$f" && [ "$wait" -gt $most ] && most=$wait
+  done 2>/dev/null
+  STARVED=$((most / 1000000000))
 }
 watch() {
-  local s=
+  local s= begin=$SECONDS had STARVED
   trap 'kill $s 2>/dev/null; exit' TERM
-  sleep "$BOOT" & s=$!; wait $s; s=
-  [ -e "$CTL/uptime" ] || { end_late stuck; exit; }
-  sleep $((T > BOOT ? T - BOOT : 0)) & s=$!; wait $s; s=
-  end_late late
+  while sleep 1 & s=$!; wait $s; s=; do
+    starved
+    had=$((SECONDS - begin - STARVED))
+    [ $had -ge "$BOOT" ] && [ ! -e "$CTL/uptime" ] && { end_late stuck; exit; }
+    [ $had -ge "$T" ] || [ $((SECONDS - begin)) -ge $((T * 4)) ] && { end_late late; exit; }
+  done
 }
 # Boot and run COMMAND. Ends with $RUN/stuck or $RUN/late if it had to be ended.
 attempt() {
@@ -468,8 +480,8 @@ for try in 1 2; do
   attempt
   [ -n "${VM_TIMES:-}" ] && cp "$CTL/uptime" "$VM_TIMES" 2>/dev/null
   if [ -s "$CTL/rc" ]; then exit "$(cat "$CTL/rc")"; fi
-  if [ -e "$RUN/stuck" ]; then echo "$me: the command had not begun $BOOT s after the boot"
-  elif [ -e "$RUN/late" ]; then echo "$me: timeout after $T s"
+  if [ -e "$RUN/stuck" ]; then echo "$me: the command had not begun after $BOOT s, and $(cat "$RUN/stuck") s without a CPU"
+  elif [ -e "$RUN/late" ]; then echo "$me: timeout after $T s, and $(cat "$RUN/late") s without a CPU"
   else echo "$me: the VM ended ($vrc) before the command did"; fi >&2
   tell
   if [ -e "$CTL/uptime" ]; then [ -e "$RUN/late" ] && exit 124; exit 125; fi
