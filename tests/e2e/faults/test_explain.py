@@ -93,8 +93,15 @@ def strace(runner: Runner, bundle_path: Path, tmp_path: Path) -> list[tuple[str,
     ]
     subprocess.run([*command, *program], check=True, cwd=Path(__file__).parents[3], timeout=120)
     found = []
+    begun: dict[str, str] = {}  # by process: a call that another one came between
     for line in log.read_text().splitlines():
-        match = re.match(r"^\d+ +(\w+)\((.*)\) += (\S+.*)$", line)
+        pid, _blank, said = line.partition(" ")
+        if said.endswith(" <unfinished ...>"):
+            begun[pid] = said.removesuffix(" <unfinished ...>")
+            continue
+        if resumed := re.match(r"^ *<\.\.\. \w+ resumed>(.*)$", said):
+            said = begun.pop(pid, "") + resumed[1]
+        match = re.match(r"^ *(\w+)\((.*)\) += (\S+.*)$", said)
         if match:
             found.append((match[1], match[2], match[3]))
     return found
