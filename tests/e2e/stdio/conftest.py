@@ -36,7 +36,10 @@ def world() -> Iterator[Door]:
         made = Door(Path(directory))
         try:
             made.run("c1", ["sleep", "1000"])
-            eventually(lambda: len(made.events.seen) == 2)  # the connection that brings them has come
+            made.exec("c1", "first", ["true"])  # with the first exit comes what a shim keeps for its exits
+            made.wait("c1", "first")
+            made.delete("c1", "first")
+            eventually(lambda: "exit first" in made.events.topics())  # and the connection that brings events
             yield made
         finally:
             made.close()
@@ -49,7 +52,7 @@ def running(world: Door) -> Iterator[Door]:
     yield world
     eventually(lambda: not writers(world), "a writer is left")
     eventually(lambda: not world.zombies(), "a dead child is left")
-    assert (world.cgroups(), world.mounts(), world.shim_fds()) == before
+    eventually(lambda: (world.cgroups(), world.mounts(), world.shim_fds()) == before, "something is left")
 
 
 def start(door: Door, container_id: str, args: list[str], uri: str, **streams: Any) -> None:
