@@ -118,7 +118,9 @@ def test_what_a_container_said_is_written_when_its_shim_is_killed(tmp_path: Path
             os.kill(writer, signal.SIGSTOP)
             door.exec("c1", "e1", ["sh", "-c", "echo last words > /proc/1/fd/1"])
             assert door.wait("c1", "e1") == 0
-            os.kill(door.shim_pid(), signal.SIGKILL)
+            shim = door.shim_pid()
+            os.kill(shim, signal.SIGKILL)
+            eventually(lambda: not Path(f"/proc/{shim}").exists())
             os.kill(writer, signal.SIGCONT)
             done = door.launch("delete", "c1")
             assert done.returncode == 0, done.stderr
