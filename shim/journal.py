@@ -172,16 +172,20 @@ class Journal:
             if self._in_memory:
                 os.fdatasync(self._file.fileno())  # does nothing there, in half a microsecond
             else:
-                yield from self._sync_disk(self._file.fileno())
+                yield from self._sync_disk()
         except OSError as error:  # TimeoutError is one
             self._complain("sync", error)
 
-    def _sync_disk(self, number: int) -> Operation[None]:
+    def _sync_disk(self) -> Operation[None]:
         if self._sync is None:
             self._sync = FileSync()
         if self._under_way:  # an earlier one, which took too long: this time nobody waits for it
             yield from self._finish(self._sync, 0.0)
-        self._sync.begin(number)
+        if (
+            self._file is None
+        ):  # it was closed meanwhile; or it is another by now, which holds all that counts
+            return
+        self._sync.begin(self._file.fileno())
         self._under_way = True
         yield from self._finish(self._sync, SYNC_PATIENCE_S)
 
