@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.container import Host
+    from runtime.spec.model import Spec
     from runtime.stages.clone import Step
     from runtime.stages.plan import Stdio
     from runtime.waiting import Operation
@@ -58,7 +59,8 @@ class ApartRequest(Record):
 
     `terminal` is what the caller has made `stdio` for. `prepare` is called in the creating process when the
     config has been read, to mount the root file system, say; it may block and raise, and what it has done is
-    the caller's to undo when the create fails.
+    the caller's to undo when the create fails. `adapt` changes the config there before anything is made of it;
+    `keep` are descriptors that its paths name ("/proc/self/fd/N").
     """
 
     id: str
@@ -68,6 +70,8 @@ class ApartRequest(Record):
     prepare: Callable[[], None] | None = None
     shape: str = ""
     options: CreateOptions = CreateOptions()
+    adapt: Callable[[Spec], Spec] | None = None
+    keep: tuple[int, ...] = ()
 
 
 def create_apart(host: Host, request: ApartRequest) -> Operation[Container]:
@@ -98,7 +102,7 @@ def create_apart(host: Host, request: ApartRequest) -> Operation[Container]:
 
 def _clone_creator(host: Host, request: ApartRequest, stdio: Stdio) -> tuple[int, OwnedFd, Channel]:
     near, far = channel_pair("main", CREATOR)
-    keep = (stdio.stdin, stdio.stdout, stdio.stderr, host.procfs.fileno())
+    keep = (stdio.stdin, stdio.stdout, stdio.stderr, host.procfs.fileno(), *request.keep)
     try:
         pid, pidfd = clone_stage(
             CREATOR, lambda step: _be_creator(step, host, request, stdio, far), far, keep
@@ -184,6 +188,8 @@ def _create(host: Host, request: ApartRequest, stdio: Stdio) -> Container:
     timeline = Timeline()
     timeline.mark("clone creator")
     spec = load_spec(read_config(request.bundle))
+    if request.adapt is not None:
+        spec = request.adapt(spec)
     timeline.mark("read config")
     if spec.process.terminal != request.terminal:
         raise ConfigError(

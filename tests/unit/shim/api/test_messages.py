@@ -10,6 +10,7 @@ from shim.api import (
     metrics_v1,
     metrics_v2,
     options,
+    pod_config,
     runtime_info,
     sandbox,
     task,
@@ -30,6 +31,12 @@ CLASSES = sorted(
     },
     key=lambda found: found.NAME,
 )
+# Parts of messages that are others' to write: what nobody reads is left out.
+PARTS = [
+    found
+    for found in vars(pod_config).values()
+    if isinstance(found, type) and issubclass(found, Message) and found is not Message
+]
 
 SCALARS = {
     declarations.STRING: ("optional", "string"),
@@ -68,6 +75,15 @@ def test_fields_are_those_of_the_protocol(message: type[Message]) -> None:
     }
     assert {described(field) for field in message.FIELDS} == expected
     assert [field.number for field in message.FIELDS] == sorted(field.number for field in message.FIELDS)
+
+
+@pytest.mark.parametrize("message", PARTS, ids=lambda message: message.NAME)
+def test_fields_that_are_read_of_a_pods_configuration_are_those_of_the_cri(message: type[Message]) -> None:
+    declared = {
+        (row.element, row.number, row.label, "enum" if tables.is_enum(row.type) else row.type, row.oneof)
+        for row in tables.fields(message.NAME)
+    }
+    assert {described(field) for field in message.FIELDS} <= declared
 
 
 @pytest.mark.parametrize("package", tables.SHIM_PACKAGES)
@@ -120,6 +136,8 @@ def test_enum_values_are_those_of_the_protocol() -> None:
     assert statuses == tables.enum_values("containerd.v1.types.Status")
     levels = {name: value for name, value in vars(bootstrap).items() if name.startswith("LOG_LEVEL_")}
     assert levels == tables.enum_values("containerd.runtime.bootstrap.v1.LogLevel")
+    modes = {name: getattr(pod_config, name) for name in ("POD", "CONTAINER", "NODE", "TARGET")}
+    assert modes == tables.enum_values("runtime.v1.NamespaceMode")
     capabilities = {name: value for name, value in vars(bootstrap).items() if name.startswith("CAPABILITY_")}
     assert capabilities == tables.enum_values("containerd.runtime.bootstrap.v1.Capability")
 

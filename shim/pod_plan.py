@@ -1,0 +1,199 @@
+"""What a pod is to be, from what containerd asks for, and what that makes of its containers' configs. Pure.
+
+containerd names a pod's namespaces by a process, `/proc/PID/ns/net`, and there need be none: the pid that it is
+told is the shim's own then, and in the config of each container such a path stands for the pod's namespace that
+the shim holds open. It also leaves to the shim what the podsandbox controller would have mounted: the host name,
+/etc/hosts, /etc/resolv.conf and the /dev/shm that the pod's containers share.
+"""
+
+from __future__ import annotations
+
+from runtime.errors import ConfigError, InvalidArgument, Unsupported
+from runtime.namespaces import KINDS
+from runtime.record import Record, replace
+from runtime.spec.model import Linux, Mount, Namespace, Process, Root, Spec
+from runtime.sysctls import plan_sysctls
+from shim.api import pod_config
+from shim.api.codec import CodecError
+from shim.api.pod_config import CONTAINER, NODE, POD, NamespaceOption, PodSandboxConfig
+from shim.api.types import unpack
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runtime.sysctls import SysctlWrite
+    from shim.api.sandbox import CreateSandboxRequest
+
+# What containerd 2 gives every pod with a network of its own (enable_unprivileged_ports and _icmp, on by default):
+# with a sandboxer of another kind it leaves the pod's sysctls to that one.
+_UNPRIVILEGED = {
+    "net.ipv4.ip_unprivileged_port_start": "0",
+    "net.ipv4.ping_group_range": "0 2147483647",
+}
+_FILES = ("hostname", "hosts", "resolv.conf")
+# Of these a pod can have one of its own or share the node's.
+_CHOICES = ("network", "uts", "ipc", "pid")
+_SHM = "/dev/shm"  # noqa: S108 -- the container's
+_WHERE = "linux.namespaces"
+
+
+class PodPlan(Record):
+    """A pod. `own` are the OCI names of the namespaces that it does not share with the node.
+
+    `netns_path` is the network namespace that the caller has made; "" with "network" in `own` is a new one.
+    `dns` is the text of resolv.conf, None for the node's.
+    """
+
+    id: str
+    own: tuple[str, ...]
+    netns_path: str = ""
+    hostname: str = ""
+    sysctls: tuple[SysctlWrite, ...] = ()
+    dns: str | None = None
+    cgroup_parent: str = ""
+    private_pids: bool = True
+
+    @property
+    def new(self) -> int:
+        """The namespaces to be made for the pod, as CLONE_NEW* flags; that of its processes comes with its landlord."""
+        flags = 0
+        for name in self.own:
+            if name != "pid" and not (name == "network" and self.netns_path):
+                flags |= KINDS[name][0]
+        return flags
+
+    @property
+    def shares_pids(self) -> bool:
+        """Whether its containers are to see each other's processes."""
+        return "pid" in self.own
+
+    def cgroups_path(self) -> str:
+        """Where the landlord's cgroup is to be: beside those of the containers, and named as containerd names them."""
+        parent = self.cgroup_parent.rstrip("/")
+        base = parent.rpartition("/")[2]
+        if base.endswith(".slice"):
+            return f"{base}:cri-containerd:{self.id}"
+        return f"{parent}/{self.id}" if parent else ""
+
+
+class Tenancy(Record):
+    """What a container of a pod is given: `paths` to the pod's namespaces by OCI name, `files` by destination.
+
+    `pid` is the one that containerd takes for the pod's; `shm` is the directory that is to be /dev/shm, "" for none.
+    `fds` are the descriptors that `paths` name, to be kept by who opens them.
+    """
+
+    pid: int
+    paths: Mapping[str, str]
+    files: Mapping[str, str]
+    shm: str = ""
+    private_pids: bool = True
+    fds: tuple[int, ...] = ()
+
+    def adapt(self, spec: Spec) -> Spec:
+        """`adapt` for this pod."""
+        return adapt(spec, self)
+
+
+def plan_pod(request: CreateSandboxRequest) -> PodPlan:
+    """The pod of `request`. InvalidArgument for options that are none, ConfigError for sysctls it may not set."""
+    config = _config_of(request)
+    linux = config.linux or pod_config.LinuxPodSandboxConfig()
+    security = linux.security_context
+    asked = (security.namespace_options if security is not None else None) or NamespaceOption()
+    if request.options is None:  # whoever says nothing of containers that see each other does not mean it
+        asked = NamespaceOption(pid=CONTAINER)
+    if asked.userns_options is not None and asked.userns_options.mode == POD:
+        raise Unsupported("a pod with a user namespace of its own")
+    for name, mode in (("network", asked.network), ("pid", asked.pid), ("ipc", asked.ipc)):
+        if mode not in (POD, NODE) and not (name == "pid" and mode == CONTAINER):
+            raise InvalidArgument(f"pod: mode {mode} of its {name} namespace is not one that a pod can have")
+    own: tuple[str, ...] = () if asked.network == NODE else ("network", "uts")
+    own += () if asked.ipc == NODE else ("ipc",)
+    own += ("pid",) if asked.pid == POD else ()
+    netns_path = request.netns_path if "network" in own else ""
+    return PodPlan(
+        id=request.sandbox_id,
+        own=own,
+        netns_path=netns_path,
+        hostname=config.hostname if "uts" in own else "",
+        sysctls=_sysctls(own, netns_path, linux.sysctls),
+        dns=None if config.dns_config is None else resolver_text(config.dns_config),
+        cgroup_parent=linux.cgroup_parent,
+        private_pids=asked.pid == CONTAINER,
+    )
+
+
+def _config_of(request: CreateSandboxRequest) -> PodSandboxConfig:
+    if request.options is None or not request.options.type_url:
+        return PodSandboxConfig()
+    try:
+        return unpack(request.options, PodSandboxConfig)
+    except CodecError as error:
+        raise InvalidArgument(f"options of pod {request.sandbox_id}: {error}") from error
+
+
+def _sysctls(own: tuple[str, ...], netns_path: str, asked: Mapping[str, str]) -> tuple[SysctlWrite, ...]:
+    namespaces = tuple(
+        Namespace(name, netns_path or None if name == "network" else None) for name in own if name != "pid"
+    )
+    wanted = {**_UNPRIVILEGED, **asked} if "network" in own else dict(asked)
+    return plan_sysctls(Spec("", Process(), Root(""), linux=Linux(namespaces=namespaces, sysctl=wanted)))
+
+
+def resolver_text(config: pod_config.DnsConfig) -> str:
+    """resolv.conf(5) with what the pod's DNS is to be; nothing at all makes an empty file."""
+    lines = [f"search {' '.join(config.searches)}"] if config.searches else []
+    lines += [f"nameserver {server}" for server in config.servers]
+    lines += [f"options {' '.join(config.options)}"] if config.options else []
+    return "".join(f"{line}\n" for line in lines)
+
+
+def adapt(spec: Spec, tenancy: Tenancy) -> Spec:
+    """The config of a container of the pod, with the pod's namespaces and files where containerd only alludes to them.
+
+    ConfigError for one that asks for PIDs to be shared in a pod that shares none.
+    """
+    namespaces: list[Namespace] = []
+    joined: list[str] = []
+    for namespace in spec.linux.namespaces:
+        if namespace.path != f"/proc/{tenancy.pid}/ns/{KINDS[namespace.type][1]}":
+            namespaces.append(namespace)
+            continue
+        path = tenancy.paths.get(namespace.type)
+        if path is not None:
+            namespaces.append(replace(namespace, path=path))
+            joined.append(namespace.type)
+        elif namespace.type not in _CHOICES or (namespace.type == "pid" and tenancy.private_pids):
+            # Not left out: it would be the node's.
+            raise ConfigError(_WHERE, f"the containers of this pod do not share a {namespace.type} namespace")
+        # Else it is meant to be the node's, which a container has that names none.
+    return replace(
+        spec,
+        mounts=_mounts(spec, tenancy, shares_memory="ipc" in joined),
+        linux=replace(spec.linux, namespaces=tuple(namespaces)),
+    )
+
+
+def _mounts(spec: Spec, tenancy: Tenancy, shares_memory: bool) -> tuple[Mount, ...]:
+    mounts = [
+        _bind(_SHM, tenancy.shm) if shares_memory and tenancy.shm and _is_default_shm(mount) else mount
+        for mount in spec.mounts
+    ]
+    there = {mount.destination.rstrip("/") for mount in mounts}
+    access = "ro" if spec.root.readonly else "rw"
+    for name in _FILES:
+        destination = f"/etc/{name}"
+        if destination not in there and destination in tenancy.files:
+            mounts.append(_bind(destination, tenancy.files[destination], access))
+    return tuple(mounts)
+
+
+def _is_default_shm(mount: Mount) -> bool:
+    """The one that containerd puts into every config; a volume of the pod's own is a bind mount."""
+    return mount.destination.rstrip("/") == _SHM and mount.type == "tmpfs" and mount.source == "shm"
+
+
+def _bind(destination: str, source: str, access: str = "rw") -> Mount:
+    return Mount(destination, "bind", source, ("rbind", "rprivate", access))
