@@ -1,0 +1,113 @@
+"""The files of a pod that containerd leaves to us: /etc/hostname, hosts, resolv.conf, and /dev/shm.
+
+They lie in one directory of the pod's own, which goes as a whole. Writing them reads files of the node's, and
+/dev/shm is a mount: both are done by a child, `remove` too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from runtime.linux import mount as m
+from runtime.linux.fds import OwnedFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shim.pod_plan import PodPlan
+
+_DIRECTORY = "@pod"  # beside the containers' state directories, as no container can be called
+_SHM = "shm"
+SHM_BYTES = 64 << 20  # as the podsandbox controller has it
+_MOST_BYTES = 1 << 20  # of a file of the node's
+
+
+class PodFiles:
+    """The files of the pod whose state directory is `root`. Everything here may block: call it in a child."""
+
+    def __init__(self, root: str) -> None:
+        self.directory = f"{root}/{_DIRECTORY}"
+
+    def bundle_of(self, container_id: str) -> str:
+        """The bundle of a container that containerd does not know of: the pod's landlord, where it has one."""
+        return f"{self.directory}/{container_id}.bundle"
+
+    @property
+    def shm(self) -> str:
+        """What the containers' /dev/shm is to be."""
+        return f"{self.directory}/{_SHM}"
+
+    def sources(self) -> Mapping[str, str]:
+        """Where each file of a container's lies, by its path there."""
+        names = ("hostname", "hosts", "resolv.conf")
+        return {
+            f"/etc/{name}": f"{self.directory}/{name}"
+            for name in names
+            if os.path.exists(f"{self.directory}/{name}")
+        }
+
+    def make(self, plan: PodPlan) -> None:
+        """Write the files and mount /dev/shm. OSError; what was made stays, for `remove`."""
+        os.mkdir(self.directory, 0o711)  # a container's root in a user namespace looks files up here
+        hostname = plan.hostname or os.uname().nodename
+        self._write("hostname", f"{hostname}\n".encode())
+        self._copy("/etc/hosts", "hosts")
+        if plan.dns is None:
+            self._copy("/etc/resolv.conf", "resolv.conf")
+        else:
+            self._write("resolv.conf", plan.dns.encode())
+        if "ipc" in plan.own:
+            os.mkdir(self.shm, 0o700)
+            flags = m.MS_NOSUID | m.MS_NODEV | m.MS_NOEXEC
+            m.mount("shm", self.shm, "tmpfs", flags, f"mode=1777,size={SHM_BYTES}")
+
+    def remove(self) -> None:
+        """Take all of it away, however much there is. OSError."""
+        unmount(self.shm)
+        _remove_tree(self.directory)
+
+    def _write(self, name: str, content: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with OwnedFd(os.open(f"{self.directory}/{name}", flags, 0o644)) as fd:
+            os.fchmod(fd.fileno(), 0o644)  # whatever the umask is
+            while content:
+                content = content[os.write(fd.fileno(), content) :]
+
+    def _copy(self, source: str, name: str) -> None:
+        """A file of the node's that is not there is none of the pod's either."""
+        try:
+            with OwnedFd(os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
+                content = b""
+                while len(content) < _MOST_BYTES and (
+                    part := os.read(fd.fileno(), _MOST_BYTES - len(content))
+                ):
+                    content += part
+        except FileNotFoundError:
+            return
+        self._write(name, content)
+
+
+def unmount(path: str) -> None:
+    """Detach what is mounted on `path`, if something is. Containers keep what they have of it."""
+    try:
+        m.umount2(path, m.MNT_DETACH | m.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+
+
+def _remove_tree(directory: str) -> None:
+    """Like rm -r, but never into what is mounted there: a directory that is not empty then stays, with an error."""
+    try:
+        entries = list(os.scandir(directory))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            unmount(entry.path)
+            _remove_tree(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(directory)

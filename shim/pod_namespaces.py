@@ -1,0 +1,101 @@
+"""The namespaces of a pod, made without a process that stays: a child is born in them, sets them up, hands them over.
+
+    main                                0:POD
+      │ clone3(NEWIPC | NEWUTS …) ────────►│ files, host name, sysctls
+      │ ◄── Ready, with a descriptor each ─│ exit
+
+They last as long as somebody holds the descriptors, and that is the shim alone: a killed shim leaves none behind,
+and nothing is mounted for them. What else may block is done by the same child, still in the node's mount namespace.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import os
+
+from runtime.errors import StageError
+from runtime.linux import constants as c
+from runtime.linux.fds import OwnedFd, close_all
+from runtime.linux.process import setns
+from runtime.namespaces import KINDS
+from runtime.stages.channel import Channel, channel_pair
+from runtime.stages.clone import clone_stage
+from runtime.stages.messages import Ready
+from runtime.stages.stage2_init import bring_up_loopback
+from runtime.sysctls import apply_sysctls
+from runtime.waiting import Claim, Exit
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.stages.clone import Step
+    from runtime.waiting import Operation
+    from shim.pod_plan import PodPlan
+
+MAKER = "0:POD"
+TIMEOUT_S = 60.0
+
+
+def make_namespaces(plan: PodPlan, prepare: Callable[[], None]) -> Operation[dict[str, OwnedFd]]:
+    """The pod's namespaces by their OCI names, without that of its processes; the descriptors are the caller's.
+
+    `prepare` is called in the child first. StageError with the step that failed.
+    """
+    near, far = channel_pair("main", MAKER)
+    try:
+        pid, number = clone_stage(MAKER, lambda step: _set_up(step, plan, prepare, far), far, (), plan.new)
+    except OSError as error:
+        near.close()
+        raise StageError("main", "clone", MAKER, os.strerror(error.errno or 0), error.errno or 0) from error
+    finally:
+        far.close()
+    with OwnedFd(number):
+        yield Claim(pid)
+        try:
+            message, fds = yield from near.received((Ready,), TIMEOUT_S)
+        except BaseException as failure:
+            _kill(number)
+            if not isinstance(failure, GeneratorExit):
+                yield Exit(pid, TIMEOUT_S)
+            raise
+        finally:
+            near.close()
+        made = dict(zip(message.fds, fds, strict=True))
+        try:
+            yield Exit(pid, TIMEOUT_S)
+        except BaseException:
+            close_all(made.values())
+            raise
+    return made
+
+
+def _kill(pidfd: int) -> None:
+    try:
+        _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it has ended, and said why
+
+
+def _set_up(step: Step, plan: PodPlan, prepare: Callable[[], None], main: Channel) -> None:
+    step.begin("make files of", f"pod {plan.id}")
+    prepare()
+    if plan.netns_path:
+        step.begin("join network namespace", plan.netns_path)
+        # Only for as long as it takes: it is the caller's mount of it, which could not be unmounted.
+        with OwnedFd(os.open(plan.netns_path, os.O_RDONLY | os.O_CLOEXEC)) as network:
+            setns(network.fileno(), c.CLONE_NEWNET)
+    elif plan.new & c.CLONE_NEWNET:
+        step.begin("bring up", "lo")
+        bring_up_loopback()
+    if plan.hostname:
+        step.begin("set hostname", plan.hostname)
+        _socket.sethostname(plan.hostname)
+    step.begin("write sysctls")
+    apply_sysctls(plan.sysctls)
+    step.begin("hand over", "namespaces")
+    names = tuple(name for name in plan.own if name != "pid")
+    paths = [f"/proc/self/ns/{KINDS[name][1]}" for name in names]
+    opened = [OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for path in paths]
+    main.send(Ready(fds=names), tuple(fd.fileno() for fd in opened))

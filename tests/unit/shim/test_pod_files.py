@@ -1,0 +1,76 @@
+"""The files that a pod has for its containers; mounts are tried in the end-to-end tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shim.pod_files import PodFiles
+from shim.pod_plan import PodPlan
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="umount(2) is root's, even of what is not mounted")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> PodFiles:
+    return PodFiles(str(tmp_path))
+
+
+def read(files: PodFiles) -> dict[str, str]:
+    return {name: Path(source).read_text() for name, source in files.sources().items()}
+
+
+def test_a_pod_has_a_host_name_hosts_and_a_resolver(files: PodFiles) -> None:
+    before = os.umask(0o077)
+    try:
+        files.make(PodPlan("p1", (), hostname="my-pod", dns="nameserver 1.1.1.1\n"))
+    finally:
+        os.umask(before)
+    assert read(files) == {
+        "/etc/hostname": "my-pod\n",
+        "/etc/hosts": Path("/etc/hosts").read_text(),
+        "/etc/resolv.conf": "nameserver 1.1.1.1\n",
+    }
+    assert {Path(source).stat().st_mode & 0o777 for source in files.sources().values()} == {0o644}
+
+
+def test_what_the_pod_does_not_say_is_the_nodes(files: PodFiles) -> None:
+    files.make(PodPlan("p1", ()))
+    found = read(files)
+    assert found["/etc/hostname"] == f"{os.uname().nodename}\n"
+    assert found.get("/etc/resolv.conf", "") == (
+        Path("/etc/resolv.conf").read_text() if Path("/etc/resolv.conf").exists() else ""
+    )
+
+
+def test_a_file_that_the_node_does_not_have_is_left_out(
+    files: PodFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def without_hosts(path: str, *arguments: int) -> int:
+        if path == "/etc/hosts":
+            raise FileNotFoundError(path)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", without_hosts)
+    files.make(PodPlan("p1", ()))
+    assert "/etc/hosts" not in files.sources()
+
+
+@ROOT_ONLY
+def test_all_of_it_goes_and_nothing_else(files: PodFiles, tmp_path: Path) -> None:
+    files.make(PodPlan("p1", ()))
+    bundle = Path(files.bundle_of("p1"))
+    (bundle / "rootfs").mkdir(parents=True)
+    (bundle / "config.json").touch()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (bundle / "link").symlink_to(outside)
+    files.remove()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["outside"]
+    assert (outside / "kept").exists()
+    files.remove()
