@@ -9,6 +9,8 @@ A map, in the order of a pod's life:
     ttrpc/          frames and connections without I/O; a small client
     api/            the messages, and the codec for them
     task_service    containerd's Task API, a few lines a method; container, process: the work behind it
+    sandbox_service containerd's Sandbox API, for pods that are left to us; sandbox: the pod's states; pod_plan: what it
+                    is to be, and what that makes of configs (pure); pod_namespaces, pod_files, landlord: what it has
     exits           the only place that reaps; events: what containerd is told, and in which order
     stdio console   fifos, files and terminals; rootfs_mounts, oom, stats: one kernel concern each
 

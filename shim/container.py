@@ -351,6 +351,7 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
     options = options_of(request.options, pod.handler)
     rootfs = rootfs_of(request.bundle)
     steps = rootfs_mounts.plan(request.rootfs, rootfs)
+    tenancy = None if pod.sandbox is None else pod.sandbox.tenancy()
     init = Process(
         pod, request.id, "", Streams(request.stdin, request.stdout, request.stderr, request.terminal)
     )
@@ -365,6 +366,8 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
             request.terminal,
             prepare=lambda: rootfs_mounts.mount_all(steps),
             options=CreateOptions(no_pivot=options.no_pivot_root, keyring=not options.no_new_keyring),
+            adapt=None if tenancy is None else tenancy.adapt,
+            keep=() if tenancy is None else tenancy.fds,
         )
         host = replace(pod.host, systemd_cgroup=True) if options.systemd_cgroup else pod.host
         with pod.reaper.hold():

@@ -14,7 +14,7 @@ from runtime.container import open_host
 from runtime.errors import InvalidArgument, describe
 from runtime.linux.fds import OwnedFd
 from shim import bootstrap, info, sockets, spans, systemd
-from shim.api import logs, task
+from shim.api import logs, sandbox, task
 from shim.api.codec import encode
 from shim.api.types import timestamp
 from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
@@ -27,6 +27,7 @@ from shim.log_service import LogService
 from shim.loop import Loop
 from shim.options import read_handler, unheeded
 from shim.pod import Pod
+from shim.sandbox_service import SandboxService
 from shim.server import Server
 from shim.task_service import TaskService
 from shim.tasks import spawn, within
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 RUN_DIR = "/run/manor"
 # How long a shim that is told to end waits for containerd to take its last events.
 FAREWELL_S = 2.0
+# How long it waits for whoever asked for its end to hang up: a client in Go that sees an answer and the end of the
+# connection at once may take either, and containerd fails to remove a pod by the latter.
+PARTING_S = 1.0
 # Spans are for later reading; what is going on comes first.
 SPANS_DELAY_S = 0.02
 
@@ -198,8 +202,12 @@ class Shim:
         self._pod.handler = handler
         self._pod.namespace = wanted.namespace
         methods = TaskService(self._pod).methods()
-        services = {task.SERVICE_V2: methods, task.SERVICE_V3: methods}
-        services[logs.SERVICE] = LogService(self._pod).methods()
+        services = {
+            task.SERVICE_V2: methods,
+            task.SERVICE_V3: methods,
+            logs.SERVICE: LogService(self._pod).methods(),
+            sandbox.SERVICE: SandboxService(self._pod).methods(),
+        }
         self._server = Server(self._loop, listener, services, log)
         self._ending = False
         for number in (_signal.SIGTERM, _signal.SIGINT):
@@ -230,6 +238,7 @@ class Shim:
     def _end(self) -> Steps[None]:
         if not (yield from within(self._loop, self._events.sent(), FAREWELL_S)):
             self._log.write(ERROR, "the last events were not taken in time")
+        yield from within(self._loop, self._server.deserted(), PARTING_S)
         self._server.close()
         self._events.close()
         self._spans.close()

@@ -27,6 +27,7 @@ from runtime.waiting import run
 from shim import journal, rootfs_mounts, systemd
 from shim.container import rootfs_of
 from shim.journal import Exit
+from shim.pod_files import PodFiles
 from shim.sockets import NOTE_MARK, forget_pod
 
 TYPE_CHECKING = False
@@ -81,6 +82,7 @@ class Remains:
     def remove_all(self, container_id: str, bundle: str) -> Exit:
         """Remove every container of the pod, and above all `container_id`; how its init ended."""
         answer: Exit | None = None
+        files = PodFiles(self._root)
         for name in self._container_ids():
             left = self._load(name)
             if left is not None:
@@ -91,11 +93,14 @@ class Remains:
                     answer = ended
                 else:
                     self._try("note exit", _leave_note, left.bundle, ended)
-            elif name == container_id:
-                self._try("remove what the config names", self._remove_by_config, bundle)
+            else:
+                own = files.bundle_of(name)
+                for where in (bundle, own) if name == container_id else (own,):
+                    self._try("remove what the config names", self._remove_by_config, where, name)
             self._try("remove state", state.remove_directory, self._root, name)
         answer = answer or known_exit(self._root, container_id, bundle)
         self._try("unmount", rootfs_mounts.unmount, rootfs_of(bundle))
+        self._try("remove files of the pod", files.remove)
         forget_pod(self._root)
         return answer or killed(container_id)
 
@@ -141,7 +146,7 @@ class Remains:
         cgroup.thaw()
         run(remove_cgroup(cgroup))
 
-    def _remove_by_config(self, bundle: str) -> None:
+    def _remove_by_config(self, bundle: str, container_id: str) -> None:
         """A create that was cut short has left no state, but perhaps a cgroup with its stages in it.
 
         Only for an id that has a directory, which comes before the cgroup and goes with a create that was
@@ -153,7 +158,7 @@ class Remains:
         if cgroups_path:
             host = open_host(self._root, "", self._layout, systemd=systemd.manager)
             with host.procfs:
-                self._remove_cgroup(cgroup_asked_for(host, cgroups_path, os.path.basename(bundle)))
+                self._remove_cgroup(cgroup_asked_for(host, cgroups_path, container_id))
 
     def _try(self, what: str, call: Callable[..., None], *arguments: object) -> None:
         """One step; the others are done whether it succeeds or not."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shim.journal import Exit
     from shim.log import Log
     from shim.loop import Loop
+    from shim.sandbox import Sandbox
 
     # name, traceparent of the caller ("" for none), marks, attributes
     EmitSpan = Callable[[str, str, Marks, dict[str, str]], None]
@@ -52,6 +53,7 @@ class Pod:
         self.journal = journal or Journal("", log)
         self.journal.undeleted = self._undeleted_exits
         self.namespace = ""  # containerd's
+        self.sandbox: Sandbox | None = None  # where containerd leaves the pod itself to us, too
         self._containers: dict[str, Container | None] = {}  # None while one is being created
 
     def reserve(self, container_id: str) -> None:

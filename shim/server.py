@@ -18,7 +18,7 @@ from shim.api.ttrpc import Status
 from shim.errors import is_a_bug, status_of
 from shim.log import ERROR, WARNING
 from shim.loop import EPOLLIN, EPOLLOUT
-from shim.tasks import spawn
+from shim.tasks import Outcome, spawn
 from shim.ttrpc.connection import Call, Refused, ServerConnection, StreamGone
 from shim.ttrpc.frames import ProtocolError
 from shim.ttrpc.status import RESOURCE_EXHAUSTED, unknown_method, unknown_service
@@ -69,6 +69,7 @@ class Server:
         self._listener = _socket.socket(fileno=listener.release())
         self._listener.setblocking(False)
         self._connections: set[Connection] = set()
+        self._deserted: Outcome | None = None
         self._listen()
 
     def _listen(self) -> None:
@@ -98,6 +99,15 @@ class Server:
     def forget(self, connection: Connection) -> None:
         """Called by a connection that has ended."""
         self._connections.discard(connection)
+        if self._deserted is not None and not self._connections and not self._deserted.done:
+            self._deserted.set()
+
+    def deserted(self) -> Outcome:
+        """Set once nobody is connected."""
+        self._deserted = Outcome()
+        if not self._connections:
+            self._deserted.set()
+        return self._deserted
 
     def close(self) -> None:
         """Stop serving: nobody is let in any more, and whoever is in is cut off."""

@@ -14,6 +14,7 @@ from shim import delete, systemd
 from shim.delete import Remains
 from shim.journal import Exit, Journal
 from shim.log import Log
+from shim.pod_files import PodFiles
 
 
 @pytest.fixture
@@ -197,3 +198,15 @@ def test_a_unit_is_stopped_by_systemd_where_there_is_a_way_to_it(
     (directory / "state.json").write_text(json.dumps(known))
     Remains(str(tmp_path / "pod"), SimpleNamespace()).remove_all("c1", bundle)  # type: ignore[arg-type]
     assert (opened, asked) == (["/own"], units)
+
+
+@pytest.mark.parametrize(("container_id", "wanted"), [("p1", ["/somebody"]), ("c1", [])])
+def test_a_landlords_config_counts_for_the_landlord(
+    tmp_path: Path, opened: list[str], bundle: str, container_id: str, wanted: list[str]
+) -> None:
+    root = tmp_path / "pod"
+    (root / container_id).mkdir(parents=True)
+    Path(PodFiles(str(root)).bundle_of("p1")).parent.mkdir()
+    Path(bundle).rename(PodFiles(str(root)).bundle_of("p1"))
+    Remains(str(root), SimpleNamespace()).remove_all("other", "/nowhere")  # type: ignore[arg-type]
+    assert opened == wanted

@@ -297,3 +297,17 @@ def test_a_peer_of_another_user_is_shut_out(tmp_path: Path, served: Served) -> N
             except OSError:
                 os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_server_knows_when_the_last_caller_has_hung_up(served: Served) -> None:
+    told: list[str] = []
+    assert served.server.deserted().done
+    first, second = Client(served.path), Client(served.path)
+    for client in (first, second):
+        client.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse)
+    served.server.deserted().subscribe(lambda _value: told.append("deserted"))
+    first.close()
+    second.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse)
+    assert told == []
+    second.close()
+    eventually(lambda: told == ["deserted"])
