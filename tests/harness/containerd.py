@@ -52,6 +52,8 @@ def _handler_tables(prefix: str, chosen: list[Handler]) -> str:
         text += f'  runtime_type = "{handler.runtime_type}"\n'
         if handler.runtime_path:
             text += f'  runtime_path = "{handler.runtime_path}"\n'
+        if handler.sandboxer:
+            text += f'  sandboxer = "{handler.sandboxer}"\n'
         text += f'  pod_annotations = ["{AFFINITY_ANNOTATION}"]\n'
         if handler.options:
             text += f"  [plugins.{prefix}.containerd.runtimes.{handler.name}.options]\n"
@@ -133,7 +135,7 @@ class Containerd:
     ) -> None:
         self.version = version
         self.binaries = binaries(version)
-        self.handlers = handlers.available()
+        self.handlers = [one for one in handlers.available() if version != "1.6" or not one.sandboxer]
         self.instance = Instance.create()
         directory = self.instance.directory
         self.root, self.state = directory / "root", directory / "state"

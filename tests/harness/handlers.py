@@ -20,15 +20,19 @@ from tests.harness.paths import SHIM
 # The annotation a pod uses to say how its execs leave isolated CPUs; containerd passes it on only where listed.
 AFFINITY_ANNOTATION = "org.opencontainers.runc.exec.isolated-cpu-affinity-transition"
 
+MANOR = "manor"
+MANOR_PODS = "manor-pods"
+
 
 @dataclass(frozen=True)
 class Handler:
-    """One runtime handler: its name, its shim, and the options of that shim."""
+    """One runtime handler: its name, its shim, and the options of that shim; `sandboxer` only for containerd 2."""
 
     name: str
     runtime_type: str
     runtime_path: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    sandboxer: str = ""
 
 
 def runc() -> Handler:
@@ -45,7 +49,17 @@ def crun() -> Handler:
 
 def manor() -> Handler:
     """Manor, from this checkout."""
-    return Handler("manor", "io.containerd.manor.v2", runtime_path=str(SHIM))
+    return Handler(MANOR, "io.containerd.manor.v2", runtime_path=str(SHIM))
+
+
+def manor_pods() -> Handler:
+    """Manor holding the pod itself: containerd 2 can leave that to a shim."""
+    return Handler(MANOR_PODS, "io.containerd.manor.v2", runtime_path=str(SHIM), sandboxer="shim")
+
+
+def is_manor(name: str) -> bool:
+    """Whether a handler of that name is Manor, however it is asked."""
+    return name in (MANOR, MANOR_PODS)
 
 
 def manor_with_options() -> list[Handler]:
@@ -78,7 +92,7 @@ def available() -> list[Handler]:
     if crun_runs():
         found.append(crun())
     if SHIM.exists():
-        found.append(manor())
+        found += [manor(), manor_pods()]
     return found
 
 

@@ -23,6 +23,8 @@ GRACE_S = 30.0
 KEPT_DIRECTORIES = (
     "state/io.containerd.runtime.v2.task/*",
     "root/io.containerd.runtime.v2.task/*",
+    "state/io.containerd.sandbox.controller.v1.shim/*",
+    "root/io.containerd.sandbox.controller.v1.shim/*",
     "state/io.containerd.grpc.v1.cri/*",
     "root/io.containerd.grpc.v1.cri/*",
     "state/io.containerd.cri.v1.runtime/*",

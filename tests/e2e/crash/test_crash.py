@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tests.e2e.conftest import Node
-from tests.harness import leaks
+from tests.harness import handlers, leaks
 from tests.harness.crictl import Crictl
 
 
@@ -20,7 +20,7 @@ def tidy_after_the_reference(node: Node, handler: str, inits: list[int]) -> None
     containerd 2 runs `delete` for the sandbox only. The reference then forgets the pod's other containers, and
     its socket file; Manor must not.
     """
-    if handler == "manor" or node.containerd.version == "1.6":
+    if handlers.is_manor(handler) or node.containerd.version == "1.6":
         return
     for pid in inits:
         os.kill(pid, signal.SIGKILL)
@@ -105,13 +105,13 @@ def test_pods_outlive_their_warden_and_the_next_start_brings_a_new_one(
     node: Node, crictl: Crictl, handler: str, pod: str, container: str
 ) -> None:
     # The reference has none: nothing to kill, and the rest still holds.
-    wardens = leaks.wardens(node.containerd) if handler == "manor" else []
-    assert len(wardens) == (handler == "manor")
+    wardens = leaks.wardens(node.containerd) if handlers.is_manor(handler) else []
+    assert len(wardens) == handlers.is_manor(handler)
     for warden in wardens:
         os.kill(warden, signal.SIGKILL)
     assert crictl.execute(container, "echo", "still here").stdout.strip() == "still here"
     other = crictl.run_pod(handler)
     crictl.run_container(other, ["sleep", "1000"])
-    if handler == "manor":
+    if handlers.is_manor(handler):
         (successor,) = leaks.wardens(node.containerd)
         assert successor not in wardens

@@ -1,0 +1,110 @@
+"""Pods that containerd 2 leaves to their shim (`sandboxer = "shim"`), by crictl, and what outlives whom."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import Node
+from tests.e2e.sandbox.conftest import namespace
+from tests.harness import containerd
+from tests.harness.crictl import Crictl, CrictlError
+
+pytestmark = pytest.mark.parametrize("running_node", containerd.VERSIONS[-1:], indirect=True)
+
+SHARED_PIDS: dict[str, Any] = {"security_context": {"namespace_options": {"pid": 0}}}
+
+
+def eventually(condition: Callable[[], object], limit_s: float = 30) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def state_of(crictl: Crictl, pod: str) -> str:
+    """As the list has it, which containerd keeps from what it was told."""
+    (listed,) = crictl.json("pods", "--id", pod)["items"]
+    state: str = listed["state"]
+    return state
+
+
+def test_a_pod_lives_with_no_process_but_its_containers(
+    node: Node, crictl: Crictl, pod: str, container: str
+) -> None:
+    init = crictl.pid(container)
+    (shim,) = node.containerd.shim_pids(pod)
+    assert crictl.json("inspectp", pod)["info"]["pid"] == shim
+    members = {
+        int(pid)
+        for directory in node.containerd.instance.cgroups()
+        if (directory / "cgroup.procs").exists()
+        for pid in (directory / "cgroup.procs").read_text().split()
+    }
+    assert members == {init}
+    assert crictl.execute(container, "hostname").stdout.startswith("pod-")
+    assert namespace(init, "net") != namespace("self", "net")
+    crictl.stop_pod(pod)
+    assert state_of(crictl, pod) == "SANDBOX_NOTREADY"
+    assert crictl.json("inspectp", pod)["status"]["state"] == "SANDBOX_NOTREADY"
+    crictl.remove_pod(pod)
+    eventually(lambda: not Path(f"/proc/{shim}").exists())
+
+
+def test_a_refused_pod_leaves_nothing(crictl: Crictl, handler: str) -> None:
+    for sysctls in ({"vm.swappiness": "1"}, {"net.ipv4.ip_forward": "many"}):  # by create, and by start
+        with pytest.raises(CrictlError, match="sysctl"):
+            crictl.run_pod(handler, sysctls=sysctls)
+    assert crictl.json("pods")["items"] == []
+
+
+def test_a_pod_outlives_its_containerd_and_is_waited_for_again(
+    node: Node, crictl: Crictl, handler: str, pod: str, container: str
+) -> None:
+    shared = crictl.run_pod(handler, **SHARED_PIDS)
+    init = crictl.pid(container)
+    node.containerd.restart()
+    assert {state_of(crictl, each) for each in (pod, shared)} == {"SANDBOX_READY"}
+    assert crictl.execute(container, "echo", "still here").stdout.strip() == "still here"
+    second = crictl.pid(crictl.run_container(pod, ["sleep", "1000"], "second"))
+    assert namespace(second, "net") == namespace(init, "net")
+    os.kill(int(crictl.json("inspectp", shared)["info"]["pid"]), signal.SIGKILL)
+    eventually(lambda: state_of(crictl, shared) == "SANDBOX_NOTREADY")
+    assert state_of(crictl, pod) == "SANDBOX_READY"
+
+
+def test_a_killed_shim_is_the_end_of_its_pod_and_of_no_other(
+    node: Node, crictl: Crictl, handler: str, pod: str, container: str
+) -> None:
+    other = crictl.run_pod(handler)
+    others = crictl.run_container(other, ["sleep", "1000"])
+    init = crictl.pid(container)
+    (shim,) = node.containerd.shim_pids(pod)
+    os.kill(shim, signal.SIGKILL)
+    assert crictl.wait_for(container, "CONTAINER_EXITED", 30)["exitCode"] != 0
+    eventually(lambda: state_of(crictl, pod) == "SANDBOX_NOTREADY")
+    eventually(lambda: not Path(f"/proc/{init}").exists())
+    assert state_of(crictl, other) == "SANDBOX_READY"
+    assert crictl.execute(others, "echo", "fine").stdout.strip() == "fine"
+
+
+def test_a_container_can_join_the_pids_of_another(crictl: Crictl, pod: str, container: str) -> None:
+    """As `kubectl debug --target` has it: a path that names that container's process, and not the pod's."""
+    target = {"linux": {"security_context": {"namespace_options": {"pid": 3, "target_id": container}}}}
+    debugger = crictl.run_container(pod, ["sleep", "1001"], "debugger", **target)
+    assert namespace(crictl.pid(debugger), "pid") == namespace(crictl.pid(container), "pid")
+    assert "sleep 1000" in crictl.execute(debugger, "ps").stdout
+
+
+def test_a_privileged_pod_of_the_nodes_namespaces(crictl: Crictl, handler: str) -> None:
+    modes = {"namespace_options": {"network": 2, "pid": 2, "ipc": 2}}
+    pod = crictl.run_pod(handler, security_context=modes)
+    init = crictl.pid(crictl.run_container(pod, ["sleep", "1000"], linux={"security_context": modes}))
+    for kind in ("net", "uts", "ipc", "pid"):
+        assert namespace(init, kind) == namespace("self", kind)
