@@ -12,8 +12,10 @@ import os
 
 from runtime import operations
 from runtime.errors import describe
+from runtime.linux import constants as c
 from runtime.linux import mount as m
 from runtime.linux.fds import OwnedFd
+from runtime.linux.process import unshare
 from runtime.record import replace
 from runtime.spec.json import dump
 from runtime.stages.plan import Stdio
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runtime.container import Container as RuntimeContainer
+    from runtime.spec.model import IdMapping
     from shim.exits import ExitWatch
     from shim.pod import Pod
     from shim.pod_plan import PodPlan
@@ -38,6 +41,7 @@ _OOM_SCORE_ADJ = (
     -998
 )  # as the podsandbox controller has it for its pause container, unless containerd has more
 _ROOT_BYTES = 64 << 10
+_PLACE = "/proc/driver"  # a directory that there is on every node, and that nobody needs here
 _END_TIMEOUT_S = 10.0
 
 
@@ -83,15 +87,13 @@ def bring_up(
 ) -> Steps[Landlord]:
     """The landlord of a pod whose other namespaces are `joins`, running. What create and start raise.
 
-    `bundle` is made here, and the caller's to remove with all that is in it and mounted there.
+    `bundle` is made here, and the caller's to remove.
     """
-    rootfs = f"{bundle}/rootfs"
     keep = tuple(fd.fileno() for fd in joins.values())
     paths = {name: f"/proc/self/fd/{fd.fileno()}" for name, fd in joins.items()}
-    for path in (bundle, rootfs):
-        os.mkdir(path, 0o700)
+    os.mkdir(bundle, 0o700)
     _write(f"{bundle}/config.json", dump(config(plan, paths, max(_OOM_SCORE_ADJ, _own_score()))), 0o600)
-    request = operations.ApartRequest(plan.id, bundle, Stdio(), prepare=lambda: _make_root(rootfs), keep=keep)
+    request = operations.ApartRequest(plan.id, bundle, Stdio(), prepare=lambda: _make_root(plan), keep=keep)
     host = replace(pod.host, systemd_cgroup=True) if pod.handler.options.systemd_cgroup else pod.host
     with pod.reaper.hold():
         runtime = yield from operations.create_apart(host, request)
@@ -115,14 +117,19 @@ def config(plan: PodPlan, paths: Mapping[str, str], oom_score_adj: int) -> dict[
         "process": {
             "args": [f"/{_PROGRAM}"],
             "cwd": "/",
-            "user": {"uid": _NOBODY, "gid": _NOBODY},
+            "user": {"uid": _nobody(plan.uid_mappings), "gid": _nobody(plan.gid_mappings)},
             "capabilities": {},
             "noNewPrivileges": True,
             "oomScoreAdj": oom_score_adj,
         },
-        "root": {"path": "rootfs", "readonly": True},
+        "root": {"path": _PLACE, "readonly": True},
         "linux": linux,
     }
+
+
+def _nobody(mappings: tuple[IdMapping, ...]) -> int:
+    """An id that is mapped, where ids are."""
+    return min((_NOBODY, *(each.container_id + each.size - 1 for each in mappings[-1:])))
 
 
 def _own_score() -> int:
@@ -130,11 +137,16 @@ def _own_score() -> int:
         return int(os.read(fd.fileno(), 16))
 
 
-def _make_root(rootfs: str) -> None:
-    """A file system of its own: where state lies, programs may not be executed."""
+def _make_root(plan: PodPlan) -> None:
+    """A file system of its own, since where state lies no programs may be executed; in a mount namespace of our own,
+    from which it is taken. There it can be where everybody can go, as the root of a user namespace must.
+    """
+    unshare(c.CLONE_NEWNS)
+    m.mount("", "/", None, m.MS_SLAVE | m.MS_REC)
+    uid, gid = plan.root_ids()
     flags = m.MS_NOSUID | m.MS_NODEV
-    m.mount("landlord", rootfs, "tmpfs", flags, f"mode=755,size={_ROOT_BYTES}")
-    _write(f"{rootfs}/{_PROGRAM}", program(), 0o555)
+    m.mount("landlord", _PLACE, "tmpfs", flags, f"mode=755,size={_ROOT_BYTES},uid={uid},gid={gid}")
+    _write(f"{_PLACE}/{_PROGRAM}", program(), 0o555)
 
 
 def _write(path: str, content: bytes, mode: int) -> None:

@@ -52,30 +52,34 @@ class PodFiles:
         """Write the files and mount /dev/shm. OSError; what was made stays, for `remove`."""
         os.mkdir(self.directory, 0o711)  # a container's root in a user namespace looks files up here
         hostname = plan.hostname or os.uname().nodename
-        self._write("hostname", f"{hostname}\n".encode())
-        self._copy("/etc/hosts", "hosts")
+        owner = plan.root_ids()
+        self._write("hostname", f"{hostname}\n".encode(), owner)
+        self._copy("/etc/hosts", "hosts", owner)
         if plan.dns is None:
-            self._copy("/etc/resolv.conf", "resolv.conf")
+            self._copy("/etc/resolv.conf", "resolv.conf", owner)
         else:
-            self._write("resolv.conf", plan.dns.encode())
+            self._write("resolv.conf", plan.dns.encode(), owner)
         if "ipc" in plan.own:
             os.mkdir(self.shm, 0o700)
             flags = m.MS_NOSUID | m.MS_NODEV | m.MS_NOEXEC
-            m.mount("shm", self.shm, "tmpfs", flags, f"mode=1777,size={SHM_BYTES}")
+            options = f"mode=1777,size={SHM_BYTES},uid={owner[0]},gid={owner[1]}"
+            m.mount("shm", self.shm, "tmpfs", flags, options)
 
     def remove(self) -> None:
         """Take all of it away, however much there is. OSError."""
         unmount(self.shm)
         _remove_tree(self.directory)
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes, owner: tuple[int, int]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with OwnedFd(os.open(f"{self.directory}/{name}", flags, 0o644)) as fd:
             os.fchmod(fd.fileno(), 0o644)  # whatever the umask is
+            if owner != (0, 0):
+                os.fchown(fd.fileno(), *owner)
             while content:
                 content = content[os.write(fd.fileno(), content) :]
 
-    def _copy(self, source: str, name: str) -> None:
+    def _copy(self, source: str, name: str, owner: tuple[int, int]) -> None:
         """A file of the node's that is not there is none of the pod's either."""
         try:
             with OwnedFd(os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
@@ -86,7 +90,7 @@ class PodFiles:
                     content += part
         except FileNotFoundError:
             return
-        self._write(name, content)
+        self._write(name, content, owner)
 
 
 def unmount(path: str) -> None:
@@ -99,14 +103,13 @@ def unmount(path: str) -> None:
 
 
 def _remove_tree(directory: str) -> None:
-    """Like rm -r, but never into what is mounted there: a directory that is not empty then stays, with an error."""
+    """Like rm -r; symlinks are not followed."""
     try:
         entries = list(os.scandir(directory))
     except FileNotFoundError:
         return
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
-            unmount(entry.path)
             _remove_tree(entry.path)
         else:
             os.unlink(entry.path)

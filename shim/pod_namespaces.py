@@ -1,7 +1,7 @@
 """The namespaces of a pod, made without a process that stays: a child is born in them, sets them up, hands them over.
 
     main                                0:POD
-      │ clone3(NEWIPC | NEWUTS …) ────────►│ files, host name, sysctls
+      │ clone3(NEWIPC | NEWUTS …) ────────►│ files, user namespace, host name, sysctls
       │ ◄── Ready, with a descriptor each ─│ exit
 
 They last as long as somebody holds the descriptors, and that is the shim alone: a killed shim leaves none behind,
@@ -12,18 +12,22 @@ from __future__ import annotations
 
 import _signal
 import _socket
+import errno
+import fcntl
 import os
 
 from runtime.errors import StageError
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
-from runtime.linux.process import setns
+from runtime.linux.process import setns, unshare
 from runtime.namespaces import KINDS
 from runtime.stages.channel import Channel, channel_pair
 from runtime.stages.clone import clone_stage
-from runtime.stages.messages import Ready
+from runtime.stages.messages import MappingRequest, MappingWritten, Ready
+from runtime.stages.stage1_namespaces import become_root_inside
 from runtime.stages.stage2_init import bring_up_loopback
 from runtime.sysctls import apply_sysctls
+from runtime.user_mapping import write_mapping
 from runtime.waiting import Claim, Exit
 
 TYPE_CHECKING = False
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
 
 MAKER = "0:POD"
 TIMEOUT_S = 60.0
+_NS_GET_USERNS = 0xB701  # linux/nsfs.h: the user namespace that another belongs to (Linux 4.9)
 
 
 def make_namespaces(plan: PodPlan, prepare: Callable[[], None]) -> Operation[dict[str, OwnedFd]]:
@@ -44,8 +49,9 @@ def make_namespaces(plan: PodPlan, prepare: Callable[[], None]) -> Operation[dic
     `prepare` is called in the child first. StageError with the step that failed.
     """
     near, far = channel_pair("main", MAKER)
+    flags = 0 if "user" in plan.own else plan.new  # which is to own the others: it comes first
     try:
-        pid, number = clone_stage(MAKER, lambda step: _set_up(step, plan, prepare, far), far, (), plan.new)
+        pid, number = clone_stage(MAKER, lambda step: _set_up(step, plan, prepare, far), far, (), flags)
     except OSError as error:
         near.close()
         raise StageError("main", "clone", MAKER, os.strerror(error.errno or 0), error.errno or 0) from error
@@ -54,7 +60,11 @@ def make_namespaces(plan: PodPlan, prepare: Callable[[], None]) -> Operation[dic
     with OwnedFd(number):
         yield Claim(pid)
         try:
-            message, fds = yield from near.received((Ready,), TIMEOUT_S)
+            message, fds = yield from near.received((MappingRequest, Ready), TIMEOUT_S)
+            if isinstance(message, MappingRequest):
+                write_mapping(pid, plan.mapping())
+                near.send(MappingWritten())
+                message, fds = yield from near.received((Ready,), TIMEOUT_S)
         except BaseException as failure:
             _kill(number)
             if not isinstance(failure, GeneratorExit):
@@ -62,6 +72,7 @@ def make_namespaces(plan: PodPlan, prepare: Callable[[], None]) -> Operation[dic
             raise
         finally:
             near.close()
+        assert isinstance(message, Ready)
         made = dict(zip(message.fds, fds, strict=True))
         try:
             yield Exit(pid, TIMEOUT_S)
@@ -82,11 +93,15 @@ def _set_up(step: Step, plan: PodPlan, prepare: Callable[[], None], main: Channe
     step.begin("make files of", f"pod {plan.id}")
     prepare()
     if plan.netns_path:
-        step.begin("join network namespace", plan.netns_path)
+        step.begin("open network namespace", plan.netns_path)
         # Only for as long as it takes: it is the caller's mount of it, which could not be unmounted.
         with OwnedFd(os.open(plan.netns_path, os.O_RDONLY | os.O_CLOEXEC)) as network:
+            _enter_user_namespace(step, plan, network, main)
+            step.begin("join network namespace", plan.netns_path)
             setns(network.fileno(), c.CLONE_NEWNET)
-    elif plan.new & c.CLONE_NEWNET:
+    else:
+        _enter_user_namespace(step, plan, None, main)
+    if plan.new & c.CLONE_NEWNET:
         step.begin("bring up", "lo")
         bring_up_loopback()
     if plan.hostname:
@@ -99,3 +114,23 @@ def _set_up(step: Step, plan: PodPlan, prepare: Callable[[], None], main: Channe
     paths = [f"/proc/self/ns/{KINDS[name][1]}" for name in names]
     opened = [OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for path in paths]
     main.send(Ready(fds=names), tuple(fd.fileno() for fd in opened))
+
+
+def _enter_user_namespace(step: Step, plan: PodPlan, network: OwnedFd | None, main: Channel) -> None:
+    """Where the pod has one of its own: the one that `network` belongs to, or a new one. All others are made in it."""
+    if "user" not in plan.own:
+        return
+    if network is not None:
+        step.begin("join the user namespace of", plan.netns_path)
+        with OwnedFd(fcntl.ioctl(network.fileno(), _NS_GET_USERNS)) as owner:
+            if os.path.samestat(os.fstat(owner.fileno()), os.stat("/proc/self/ns/user")):
+                raise OSError(errno.EINVAL, "it belongs to the node's")
+            setns(owner.fileno(), c.CLONE_NEWUSER)
+    else:
+        step.begin("map user namespace")
+        unshare(c.CLONE_NEWUSER)
+        main.send(MappingRequest())
+        main.expect(MappingWritten)
+    become_root_inside()
+    step.begin("unshare namespaces")
+    unshare(plan.new & ~c.CLONE_NEWUSER)

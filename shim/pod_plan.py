@@ -8,11 +8,12 @@ the shim holds open. It also leaves to the shim what the podsandbox controller w
 
 from __future__ import annotations
 
-from runtime.errors import ConfigError, InvalidArgument, Unsupported
+from runtime.errors import ConfigError, InvalidArgument
 from runtime.namespaces import KINDS
 from runtime.record import Record, replace
-from runtime.spec.model import Linux, Mount, Namespace, Process, Root, Spec
+from runtime.spec.model import IdMapping, Linux, Mount, Namespace, Process, Root, Spec
 from runtime.sysctls import plan_sysctls
+from runtime.user_mapping import plan_mapping
 from shim.api import pod_config
 from shim.api.codec import CodecError
 from shim.api.pod_config import CONTAINER, NODE, POD, NamespaceOption, PodSandboxConfig
@@ -20,17 +21,16 @@ from shim.api.types import unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from runtime.sysctls import SysctlWrite
+    from runtime.user_mapping import UserMapping
     from shim.api.sandbox import CreateSandboxRequest
 
 # What containerd 2 gives every pod with a network of its own (enable_unprivileged_ports and _icmp, on by default):
 # with a sandboxer of another kind it leaves the pod's sysctls to that one.
-_UNPRIVILEGED = {
-    "net.ipv4.ip_unprivileged_port_start": "0",
-    "net.ipv4.ping_group_range": "0 2147483647",
-}
+_PING = "net.ipv4.ping_group_range"
+_UNPRIVILEGED = {"net.ipv4.ip_unprivileged_port_start": "0", _PING: "0 2147483647"}
 _FILES = ("hostname", "hosts", "resolv.conf")
 # Of these a pod can have one of its own or share the node's.
 _CHOICES = ("network", "uts", "ipc", "pid")
@@ -42,7 +42,7 @@ class PodPlan(Record):
     """A pod. `own` are the OCI names of the namespaces that it does not share with the node.
 
     `netns_path` is the network namespace that the caller has made; "" with "network" in `own` is a new one.
-    `dns` is the text of resolv.conf, None for the node's.
+    `dns` is the text of resolv.conf, None for the node's. The maps of ids are those of a user namespace of its own.
     """
 
     id: str
@@ -53,13 +53,26 @@ class PodPlan(Record):
     dns: str | None = None
     cgroup_parent: str = ""
     private_pids: bool = True
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+
+    def root_ids(self) -> tuple[int, int]:
+        """Uid and gid of the pod's root as the node has them."""
+        return _host_id_of_root(self.uid_mappings), _host_id_of_root(self.gid_mappings)
+
+    def mapping(self) -> UserMapping:
+        """The maps as the kernel takes them. ConfigError for what are none."""
+        return plan_mapping(self.uid_mappings, self.gid_mappings)
 
     @property
     def new(self) -> int:
-        """The namespaces to be made for the pod, as CLONE_NEW* flags; that of its processes comes with its landlord."""
+        """The namespaces to be made for the pod, as CLONE_NEW* flags; that of its processes comes with its landlord.
+
+        The caller's network namespace comes with a user namespace: the one that it belongs to.
+        """
         flags = 0
         for name in self.own:
-            if name != "pid" and not (name == "network" and self.netns_path):
+            if name != "pid" and not (self.netns_path and name in ("network", "user")):
                 flags |= KINDS[name][0]
         return flags
 
@@ -75,6 +88,10 @@ class PodPlan(Record):
         if base.endswith(".slice"):
             return f"{base}:cri-containerd:{self.id}"
         return f"{parent}/{self.id}" if parent else ""
+
+
+def _host_id_of_root(mappings: tuple[IdMapping, ...]) -> int:
+    return next((each.host_id for each in mappings if each.container_id == 0), 0)
 
 
 class Tenancy(Record):
@@ -104,16 +121,18 @@ def plan_pod(request: CreateSandboxRequest) -> PodPlan:
     asked = (security.namespace_options if security is not None else None) or NamespaceOption()
     if request.options is None:  # whoever says nothing of containers that see each other does not mean it
         asked = NamespaceOption(pid=CONTAINER)
-    if asked.userns_options is not None and asked.userns_options.mode == POD:
-        raise Unsupported("a pod with a user namespace of its own")
     for name, mode in (("network", asked.network), ("pid", asked.pid), ("ipc", asked.ipc)):
         if mode not in (POD, NODE) and not (name == "pid" and mode == CONTAINER):
             raise InvalidArgument(f"pod: mode {mode} of its {name} namespace is not one that a pod can have")
     own: tuple[str, ...] = () if asked.network == NODE else ("network", "uts")
     own += () if asked.ipc == NODE else ("ipc",)
     own += ("pid",) if asked.pid == POD else ()
+    users = asked.userns_options
+    if users is not None and users.mode == NODE:
+        users = None
+    own += ("user",) if users is not None else ()
     netns_path = request.netns_path if "network" in own else ""
-    return PodPlan(
+    plan = PodPlan(
         id=request.sandbox_id,
         own=own,
         netns_path=netns_path,
@@ -122,7 +141,16 @@ def plan_pod(request: CreateSandboxRequest) -> PodPlan:
         dns=None if config.dns_config is None else resolver_text(config.dns_config),
         cgroup_parent=linux.cgroup_parent,
         private_pids=asked.pid == CONTAINER,
+        uid_mappings=_id_mappings(users.uids) if users is not None else (),
+        gid_mappings=_id_mappings(users.gids) if users is not None else (),
     )
+    if users is not None:
+        plan.mapping()
+    return plan
+
+
+def _id_mappings(asked: Sequence[pod_config.IdMapping]) -> tuple[IdMapping, ...]:
+    return tuple(IdMapping(each.container_id, each.host_id, each.length) for each in asked)
 
 
 def _config_of(request: CreateSandboxRequest) -> PodSandboxConfig:
@@ -138,7 +166,11 @@ def _sysctls(own: tuple[str, ...], netns_path: str, asked: Mapping[str, str]) ->
     namespaces = tuple(
         Namespace(name, netns_path or None if name == "network" else None) for name in own if name != "pid"
     )
-    wanted = {**_UNPRIVILEGED, **asked} if "network" in own else dict(asked)
+    wanted = dict(asked)
+    if "network" in own:
+        wanted = {**_UNPRIVILEGED, **asked}
+        if "user" in own and _PING not in asked:  # not every group of such a range is one there
+            del wanted[_PING]
     return plan_sysctls(Spec("", Process(), Root(""), linux=Linux(namespaces=namespaces, sysctl=wanted)))
 
 

@@ -6,7 +6,7 @@ Parts of cri-api runtime/v1: fields that nobody reads here are left out, and the
 # ruff: noqa: D101 - the protocol says what a message is for, and repeating it would not explain it
 from __future__ import annotations
 
-from shim.api.message import Message, enum, message, string, string_map, strings
+from shim.api.message import Message, enum, message, messages, string, string_map, strings, uint32
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,9 +19,18 @@ NODE = 2
 TARGET = 3
 
 
+class IdMapping(Message):
+    NAME = "runtime.v1.IDMapping"
+    host_id: int = uint32(1)
+    container_id: int = uint32(2)
+    length: int = uint32(3)
+
+
 class UserNamespace(Message):
     NAME = "runtime.v1.UserNamespace"
     mode: int = enum(1)
+    uids: Sequence[IdMapping] = messages(2, IdMapping)
+    gids: Sequence[IdMapping] = messages(3, IdMapping)
 
 
 class NamespaceOption(Message):

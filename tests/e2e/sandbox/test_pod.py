@@ -102,6 +102,22 @@ def test_a_container_can_join_the_pids_of_another(crictl: Crictl, pod: str, cont
     assert "sleep 1000" in crictl.execute(debugger, "ps").stdout
 
 
+def test_a_pod_with_a_user_namespace_of_its_own(crictl: Crictl, handler: str) -> None:
+    ids = [{"host_id": 200_000, "container_id": 0, "length": 65_536}]
+    modes = {"network": 0, "pid": 0, "ipc": 0, "userns_options": {"mode": 0, "uids": ids, "gids": ids}}
+    linux: dict[str, Any] = {"security_context": {"namespace_options": modes}}
+    pod = crictl.run_pod(handler, **linux)
+    container = crictl.run_container(pod, ["sleep", "1000"], linux=linux)
+    landlord = crictl.json("inspectp", pod)["info"]["pid"]
+    assert (
+        namespace(crictl.pid(container), "user") == namespace(landlord, "user") != namespace("self", "user")
+    )
+    assert (
+        crictl.execute(container, "stat", "-c", "%u:%g", "/", "/etc/hostname").stdout.split() == ["0:0"] * 2
+    )
+    crictl.execute(container, "touch", "/dev/shm/mine")
+
+
 def test_a_privileged_pod_of_the_nodes_namespaces(crictl: Crictl, handler: str) -> None:
     modes = {"namespace_options": {"network": 2, "pid": 2, "ipc": 2}}
     pod = crictl.run_pod(handler, security_context=modes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -12,7 +13,8 @@ import pytest
 
 from shim.api import metrics_v1, metrics_v2, sandbox, task
 from shim.api.codec import decode
-from shim.api.pod_config import NODE, DnsConfig, PodSandboxConfig, UserNamespace
+from shim.api.pod_config import NODE, DnsConfig, IdMapping, PodSandboxConfig, UserNamespace
+from shim.api.pod_config import POD as POD_MODE
 from shim.api.types import Any
 from shim.ttrpc import status
 from shim.ttrpc.status import RpcError
@@ -214,6 +216,44 @@ def test_sysctls_of_the_pod(door: PodDoor, netns: str) -> None:
     assert Path(f"/proc/{init}/root/found").read_text().split() == ["0", "7", "1", "0"]
 
 
+def owner_of(path: str) -> str:
+    """The user namespace that another belongs to (NS_GET_USERNS)."""
+    with open(path, "rb") as namespace_file:
+        owner = fcntl.ioctl(namespace_file, 0xB701)
+    try:
+        return os.readlink(f"/proc/self/fd/{owner}")
+    finally:
+        os.close(owner)
+
+
+def test_a_pod_can_have_a_user_namespace_of_its_own(door: PodDoor) -> None:
+    """All others belong to it, so that its root has rights over them; the pod's files are its root's."""
+    ids = [IdMapping(200_000, 0, 65_536)]
+    door.create_pod(
+        door.config({"kernel.shmmni": "77"}, userns_options=UserNamespace(POD_MODE, ids, ids), pid=0)
+    )
+    landlord = door.start_pod()
+    for kind in ("net", "ipc", "uts", "pid"):
+        assert (
+            owner_of(f"/proc/{landlord}/ns/{kind}")
+            == namespace(landlord, "user")
+            != namespace("self", "user")
+        )
+    assert Path(f"/proc/{landlord}/uid_map").read_text().split() == ["0", "200000", "65536"]
+    files = Path(door.pod_status().info["manor"].split('"files":"')[1].split('"')[0])
+    for name in ("hostname", "hosts", "resolv.conf", "shm"):
+        assert (files / name).stat().st_uid == 200_000
+    assert os.stat(f"/proc/{landlord}").st_uid == 200_000 + 65_535
+
+
+def test_a_network_of_the_nodes_user_namespace_is_not_a_user_namespaces(door: PodDoor, netns: str) -> None:
+    ids = [IdMapping(200_000, 0, 65_536)]
+    door.create_pod(door.config(userns_options=UserNamespace(POD_MODE, ids, ids)), netns_path=netns)
+    with pytest.raises(RpcError, match="join the user namespace of .*: it belongs to the node's"):
+        door.start_pod()
+    assert door.left() == []
+
+
 # --- failures --------------------------------------------------------------------------------------------
 
 
@@ -245,11 +285,6 @@ def test_a_sysctl_that_is_the_nodes_is_refused(door: PodDoor, netns: str, name: 
 def test_a_network_that_is_not_there_is_refused(door: PodDoor) -> None:
     with pytest.raises(RpcError, match="network namespace /nowhere: No such file"):
         door.create_pod(netns_path="/nowhere")
-
-
-def test_what_cannot_be_had_yet_is_said(door: PodDoor, netns: str) -> None:
-    with pytest.raises(RpcError, match="user namespace of its own"):
-        door.create_pod(door.config(userns_options=UserNamespace()), netns_path=netns)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from runtime.errors import Unsupported
 from runtime.spec.json import dump
 from runtime.spec.load import load_spec
+from runtime.spec.model import IdMapping
 from shim.landlord import config
 from shim.landlord_program import program
 from shim.pod_plan import PodPlan
@@ -31,6 +32,13 @@ def test_its_config_is_one_that_the_runtime_takes() -> None:
     assert capabilities is not None
     assert not any(getattr(capabilities, name) for name in capabilities.FIELD_NAMES)
     assert (spec.process.user.uid, spec.process.user.gid) == (65535, 65535)
+
+
+def test_its_ids_are_mapped() -> None:
+    ids = (IdMapping(0, 200_000, 1000),)
+    plan = PodPlan("p1", ("pid", "user"), uid_mappings=ids, gid_mappings=(IdMapping(0, 200_000, 1 << 20),))
+    user = load_spec(dump(config(plan, {}, 0))).process.user
+    assert (user.uid, user.gid) == (999, 65535)
 
 
 def test_a_pod_without_a_cgroup_says_nothing_of_the_landlords() -> None:

@@ -64,7 +64,7 @@ def test_a_file_that_the_node_does_not_have_is_left_out(
 def test_all_of_it_goes_and_nothing_else(files: PodFiles, tmp_path: Path) -> None:
     files.make(PodPlan("p1", ()))
     bundle = Path(files.bundle_of("p1"))
-    (bundle / "rootfs").mkdir(parents=True)
+    bundle.mkdir()
     (bundle / "config.json").touch()
     outside = tmp_path / "outside"
     outside.mkdir()

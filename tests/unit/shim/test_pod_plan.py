@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.errors import ConfigError, InvalidArgument, Unsupported
+from runtime.errors import ConfigError, InvalidArgument
 from runtime.linux import constants as c
 from runtime.record import replace
 from runtime.spec.model import Linux, Mount, Namespace, Process, Root, Spec
@@ -14,6 +14,7 @@ from shim.api.pod_config import (
     POD,
     TARGET,
     DnsConfig,
+    IdMapping,
     LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext,
     NamespaceOption,
@@ -122,10 +123,35 @@ def test_a_mode_that_a_pod_cannot_have_is_refused(name: str, modes: dict[str, in
         plan_pod(asked(**modes))  # type: ignore[arg-type]
 
 
+IDS = [IdMapping(200_000, 0, 65_536)]
+
+
+def test_a_user_namespace_comes_with_the_network_or_is_made() -> None:
+    plan = plan_pod(asked(user=UserNamespace(POD, IDS, IDS)))
+    assert plan.own == ("network", "uts", "ipc", "user")
+    assert plan.new == c.CLONE_NEWIPC | c.CLONE_NEWUTS
+    assert plan.root_ids() == (200_000, 200_000)
+    assert plan.mapping().uid_map == "0 200000 65536\n"
+    alone = plan_pod(asked(user=UserNamespace(POD, IDS, IDS), netns_path="", network=NODE))
+    assert alone.new == c.CLONE_NEWIPC | c.CLONE_NEWUSER
+
+
 def test_the_nodes_user_namespace_may_be_asked_for_by_name() -> None:
-    plan_pod(asked(user=UserNamespace(NODE)))
-    with pytest.raises(Unsupported):
-        plan_pod(asked(user=UserNamespace(POD)))
+    plan = plan_pod(asked(user=UserNamespace(NODE)))
+    assert ("user" in plan.own, plan.root_ids()) == (False, (0, 0))
+
+
+def test_groups_that_a_user_namespace_does_not_have_may_not_be_let_ping() -> None:
+    user = UserNamespace(POD, IDS, IDS)
+    assert list(settings(plan_pod(asked(user=user)))) == ["net.ipv4.ip_unprivileged_port_start"]
+    own = {"net.ipv4.ping_group_range": "0 7"}
+    assert settings(plan_pod(asked(own, user=user)))["net.ipv4.ping_group_range"] == "0 7"
+
+
+@pytest.mark.parametrize("ids", [[], [IdMapping(200_000, 1, 10)], [IdMapping(0, 0, 0)]])
+def test_ids_that_cannot_be_mapped_are_refused(ids: list[IdMapping]) -> None:
+    with pytest.raises(ConfigError, match="linux.uidMappings"):
+        plan_pod(asked(user=UserNamespace(POD, ids, IDS)))
 
 
 @pytest.mark.parametrize(
