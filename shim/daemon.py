@@ -13,6 +13,7 @@ from runtime.cgroups import detect_layout, open_cgroup
 from runtime.container import open_host
 from runtime.errors import InvalidArgument, describe
 from runtime.linux.fds import OwnedFd
+from runtime.waiting import Sleep
 from shim import bootstrap, info, sockets, spans, systemd
 from shim.api import logs, sandbox, task
 from shim.api.codec import encode
@@ -51,6 +52,8 @@ FAREWELL_S = 2.0
 # How long it waits for whoever asked for its end to hang up: a client in Go that sees an answer and the end of the
 # connection at once may take either, and containerd fails to remove a pod by the latter.
 PARTING_S = 1.0
+# How long one with nothing in it waits for somebody to connect: containerd may be killed before it knows of its shim.
+LEFT_S = 60.0
 # Spans are for later reading; what is going on comes first.
 SPANS_DELAY_S = 0.02
 
@@ -168,6 +171,16 @@ def _join_shim_cgroup(path: str, layout: Layout) -> None:
         raise InvalidArgument(f"runtime options: ShimCgroup {path!r}: join {describe(error)}") from error
 
 
+def end_when_left(server: Server, pod: Pod, end: Callable[[], None]) -> Steps[None]:
+    """`end`, once there has been nothing in the pod and nobody connected for LEFT_S: nobody knows of us."""
+    while True:
+        yield server.deserted()
+        yield Sleep(LEFT_S)
+        if server.deserted().done and not len(pod) and pod.sandbox is None:
+            end()
+            return
+
+
 class Shim:
     """One pod's shim, from its listening socket to its end."""
 
@@ -210,6 +223,7 @@ class Shim:
         }
         self._server = Server(self._loop, listener, services, log)
         self._ending = False
+        spawn(self._loop, end_when_left(self._server, self._pod, self.shutdown))
         for number in (_signal.SIGTERM, _signal.SIGINT):
             self._loop.on_signal(number, self.shutdown)
 

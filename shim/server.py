@@ -103,8 +103,9 @@ class Server:
             self._deserted.set()
 
     def deserted(self) -> Outcome:
-        """Set once nobody is connected."""
-        self._deserted = Outcome()
+        """Set once nobody is connected; what was true then may not be so any more for who is told."""
+        if self._deserted is None or self._deserted.done:
+            self._deserted = Outcome()
         if not self._connections:
             self._deserted.set()
         return self._deserted
