@@ -15,6 +15,7 @@ old=$HOST$PREFIX.old.$$
 trap 'rm -rf "$new" "$old"' EXIT
 mkdir -p "$new" "$HOST$BIN"
 cp -R "$here/runtime" "$here/shim" "$new/"
+[ ! -d "$here/jeepney" ] || cp -R "$here/jeepney" "$new/"  # for systemd's cgroup driver, if the node has none of its own
 [ ! -e "$HOST$PREFIX" ] || mv "$HOST$PREFIX" "$old"
 mv "$new" "$HOST$PREFIX"
 chroot "$HOST" sh -c 'cd "$0" && exec python3 -m shim.install "$1"' "$PREFIX" "$BIN"

@@ -10,6 +10,7 @@ import __future__
 
 import compileall
 import hashlib
+import importlib.util
 import marshal
 import os
 import py_compile
@@ -85,18 +86,25 @@ def _check_modules(python: str) -> None:
         raise InstallError(f"{python}: {done.stderr.strip()[-300:] or 'is not the Python that runs this'}")
 
 
+def libraries() -> str:
+    """Where what talks to systemd finds its D-Bus library: a distribution's package or a copy beside us, if any."""
+    found = importlib.util.find_spec("jeepney")
+    if found is None or found.origin is None:
+        return sysconfig.get_path("purelib")
+    return str(Path(found.origin).resolve().parents[1])
+
+
 def launcher_text(python: str, code: Path, daemon: str) -> str:
     """The whole file of the shim. `daemon` names the module that answers requests; tests have their own."""
     version = f"{code_version(code)} {daemon} {sys.executable}"
     constants = {"CODE": str(code), "VERSION": version, "DAEMON": daemon, "PYTHON": sys.executable}
-    constants["LIBRARIES"] = sysconfig.get_path("purelib")
+    constants["LIBRARIES"] = libraries()
     return _compiled(python, code, "shim/launcher.py", NAME, constants)
 
 
 def command_text(python: str, code: Path) -> str:
     """The whole file of the command."""
-    libraries = sysconfig.get_path("purelib")
-    constants = {"CODE": str(code), "LIBRARIES": libraries, "BUNDLE": str(bundle_path(code))}
+    constants = {"CODE": str(code), "LIBRARIES": libraries(), "BUNDLE": str(bundle_path(code))}
     return _compiled(python, code, "runtime/cli/launcher.py", COMMAND, constants)
 
 
