@@ -16,11 +16,11 @@ import pytest
 from tests.harness import containerd, handlers, leaks, venv
 from tests.harness.containerd import Containerd
 from tests.harness.crictl import Crictl
-from tests.harness.deadline import no_test_hangs
+from tests.harness.every_test import no_test_hangs, no_thread_is_left
 from tests.harness.paths import VENV
 from tests.harness.registry import BUSYBOX, Registry
 
-__all__ = ["no_test_hangs"]  # a fixture of every test
+__all__ = ["no_test_hangs", "no_thread_is_left"]  # fixtures of every test
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

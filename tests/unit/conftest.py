@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.harness.deadline import no_test_hangs
+from tests.harness.every_test import no_test_hangs, no_thread_is_left
 
-__all__ = ["no_test_hangs"]  # a fixture of every test
+__all__ = ["no_test_hangs", "no_thread_is_left"]  # fixtures of every test

@@ -6,6 +6,7 @@ Everything has the name of one test: a directory, a run directory with a warden 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -50,7 +51,9 @@ class Events:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
         self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._peers: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
 
     def _accept(self) -> None:
         while True:
@@ -58,7 +61,9 @@ class Events:
                 peer, _address = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
+            self._peers.append(peer)
+            self._threads.append(threading.Thread(target=self._serve, args=(peer,), daemon=True))
+            self._threads[-1].start()
 
     def _serve(self, peer: socket.socket) -> None:
         protocol = ServerConnection()
@@ -87,6 +92,14 @@ class Events:
         ]
 
     def close(self) -> None:
+        """Hang up. No thread is left: one that ended while a later test clones a process would stop it for ever."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        for peer in self._peers:
+            with contextlib.suppress(OSError):  # it has hung up itself
+                peer.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
         self._listener.close()
 
 

@@ -1,6 +1,7 @@
-"""A deadline for every test, so that one that waits for ever is named and does not keep all others from being run.
+"""What holds for every test: a deadline, so that one that waits for ever is named and does not keep all others from being run;
+and no thread is left for the next one.
 
-Its fixture is imported by a conftest.py, or it is a plugin of its own: `-p tests.harness.deadline`.
+Its fixture is imported by a conftest.py, or it is a plugin of its own: `-p tests.harness.every_test`.
 $MANOR_TEST_DEADLINE_S says how long.
 """
 
@@ -9,9 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
+
+from tests.harness.waiting import eventually
 
 DEADLINE_S = int(os.environ.get("MANOR_TEST_DEADLINE_S", "300"))
 
@@ -32,3 +36,11 @@ def no_test_hangs(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """A thread that ends while a later test clones a process in ours would hold the interpreter's locks for ever."""
+    before = set(threading.enumerate())
+    yield
+    eventually(lambda: not set(threading.enumerate()) - before, "threads are left behind")
