@@ -1,8 +1,8 @@
-"""What holds for every test: a deadline, so that one that waits for ever is named and does not keep all others from being run;
-and no thread is left for the next one.
+"""What holds for every test: a deadline, so that one that waits for ever is named and does not keep all others from
+being run; and no thread is left for the next one.
 
-Its fixture is imported by a conftest.py, or it is a plugin of its own: `-p tests.harness.every_test`.
-$MANOR_TEST_DEADLINE_S says how long.
+Its fixtures are imported by a conftest.py, or it is a plugin of its own: `-p tests.harness.every_test`.
+$MANOR_TEST_DEADLINE_S says how long a test may take.
 """
 
 from __future__ import annotations
