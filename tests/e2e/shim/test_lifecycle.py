@@ -107,7 +107,8 @@ def test_a_hundred_execs_at_once_end_with_their_own_codes_and_leave_nothing(runn
     running.exec("c1", "warm", ["true"])
     running.wait("c1", "warm")
     running.delete("c1", "warm")
-    eventually(lambda: len(running.events.seen) == 2 + 3)  # its exit is on disk: what that takes, the shim keeps
+    # Until its exit is on disk: what that takes, the shim keeps.
+    eventually(lambda: len(running.events.seen) == 2 + 3)
     before = running.shim_fds()
     codes: dict[str, int] = {}
 
