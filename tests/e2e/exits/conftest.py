@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.shim.door import Door, eventually
-from tests.harness.paths import scratch_dir
+from tests.e2e.shim.door import Door, eventually, opened
 
 LIMIT_S = 60
 
@@ -20,12 +18,8 @@ LIMIT_S = 60
 @pytest.fixture
 def door() -> Iterator[Door]:
     """A world for one shim; a test starts it."""
-    with tempfile.TemporaryDirectory(prefix="manor-door-", dir=scratch_dir()) as directory:
-        made = Door(Path(directory))
-        try:
-            yield made
-        finally:
-            made.close()
+    with opened() as made:
+        yield made
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any as Json
@@ -25,9 +24,8 @@ from shim.api.pod_config import (
 from shim.api.types import pack
 from shim.bootstrap import pod_name
 from shim.ttrpc.client import Client
-from tests.e2e.shim.door import NAMESPACE, TIMEOUT_S, Door, Events
+from tests.e2e.shim.door import NAMESPACE, TIMEOUT_S, Door, Events, opened
 from tests.harness.handlers import MANOR_PODS
-from tests.harness.paths import scratch_dir
 
 POD = "p1"
 
@@ -132,12 +130,8 @@ class PodDoor(Door):
 @pytest.fixture(scope="session")
 def world() -> Iterator[Door]:
     """What the pods of these tests have in common: a warden takes seconds, a shim of its does not."""
-    with tempfile.TemporaryDirectory(prefix="manor-door-", dir=scratch_dir()) as directory:
-        made = Door(Path(directory))
-        try:
-            yield made
-        finally:
-            made.close()
+    with opened() as made:
+        yield made
 
 
 @pytest.fixture

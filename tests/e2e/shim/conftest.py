@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.e2e.shim.door import Door
-from tests.harness.paths import scratch_dir
+from tests.e2e.shim.door import Door, opened
 
 
 @pytest.fixture
 def door() -> Iterator[Door]:
     """A world for one shim; a test starts it. Its directory has a short name: sockets are in it."""
-    with tempfile.TemporaryDirectory(prefix="manor-door-", dir=scratch_dir()) as directory:
-        made = Door(Path(directory))
-        try:
-            yield made
-        finally:
-            made.close()
+    with opened() as made:
+        yield made
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any as Json
 
@@ -29,6 +31,7 @@ from shim.ttrpc.client import Client
 from shim.ttrpc.connection import Call, ServerConnection
 from tests.harness.bundles import Bundle, make_rootfs
 from tests.harness.instances import hierarchies
+from tests.harness.paths import scratch_dir
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 NAMESPACE = "test"
@@ -359,3 +362,14 @@ def overlay(directory: Path, layers: int = 1) -> list[Mount]:
         (directory / name).mkdir()
     options = [f"workdir={directory}/work", f"upperdir={directory}/upper", f"lowerdir={':'.join(lower)}"]
     return [Mount("overlay", "overlay", "", options)]
+
+
+@contextmanager
+def opened() -> Iterator[Door]:
+    """A door in a directory of its own, whose name is short: sockets are in it."""
+    with tempfile.TemporaryDirectory(prefix="manor-door-", dir=scratch_dir()) as directory:
+        made = Door(Path(directory))
+        try:
+            yield made
+        finally:
+            made.close()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +17,7 @@ from shim.api.message import Message
 from shim.api.options import Options, RuntimeOptions
 from shim.api.types import Empty, pack
 from shim.ttrpc.status import RpcError
-from tests.e2e.shim.door import Door, eventually
-from tests.harness.paths import scratch_dir
+from tests.e2e.shim.door import Door, eventually, opened
 
 SLEEP = ["sleep", "1000"]
 
@@ -28,12 +25,8 @@ SLEEP = ["sleep", "1000"]
 @pytest.fixture(scope="module")
 def world() -> Iterator[Door]:
     """One for all tests, each of which has a shim of its own in it: a launcher takes seconds to write."""
-    with tempfile.TemporaryDirectory(prefix="manor-door-", dir=scratch_dir()) as directory:
-        made = Door(Path(directory))
-        try:
-            yield made
-        finally:
-            made.close()
+    with opened() as made:
+        yield made
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import pytest
 
 from shim.api import task
-from tests.e2e.shim.door import Door
-from tests.harness.paths import scratch_dir
+from tests.e2e.shim.door import Door, opened
 from tests.harness.waiting import eventually
 
 
@@ -32,17 +30,13 @@ def writers(door: Door) -> list[int]:
 @pytest.fixture(scope="module")
 def world() -> Iterator[Door]:
     """A world for one shim, with a container `c1` that sleeps, for all tests of a module."""
-    with tempfile.TemporaryDirectory(prefix="manor-door-", dir=scratch_dir()) as directory:
-        made = Door(Path(directory))
-        try:
-            made.run("c1", ["sleep", "1000"])
-            made.exec("c1", "first", ["true"])  # with the first exit comes what a shim keeps for its exits
-            made.wait("c1", "first")
-            made.delete("c1", "first")
-            eventually(lambda: "exit first" in made.events.topics())  # and the connection that brings events
-            yield made
-        finally:
-            made.close()
+    with opened() as made:
+        made.run("c1", ["sleep", "1000"])
+        made.exec("c1", "first", ["true"])  # with the first exit comes what a shim keeps for its exits
+        made.wait("c1", "first")
+        made.delete("c1", "first")
+        eventually(lambda: "exit first" in made.events.topics())  # and the connection that brings events
+        yield made
 
 
 @pytest.fixture
