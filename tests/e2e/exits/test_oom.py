@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ def kills_in(stats: Any) -> int:
     return control.oom_kill if control is not None else 0
 
 
+def _has_told(door: Door, topic: str, count: int) -> bool:
+    return door.events.topics().count(topic) == count
+
+
 def test_every_kill_is_told_before_the_exit_and_on_record_with_its_level(door: Door) -> None:
     chance = random.Random(SEED)
     levels = [*LEVELS, *(chance.choice(LEVELS) for _ in range(KILLS))][:KILLS]
@@ -85,7 +90,7 @@ def test_every_kill_is_told_before_the_exit_and_on_record_with_its_level(door: D
         assert entry.oom == journal.Oom(level, str(whose)), (number, level)
         door.delete(name)
         unlimit(whose) if level != oom.CONTAINER else None
-        eventually(lambda told=number + 1: door.events.topics().count("delete") == told, LIMIT_S)
+        eventually(partial(_has_told, door, "delete", number + 1), LIMIT_S)
     for number in range(KILLS):
         topics = door.events.topics()
         begin = topics.index(f"exit c{number}")
