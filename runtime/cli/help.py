@@ -78,8 +78,10 @@ def _verb(name: str, program: str) -> str | None:
 def _line(option: Option) -> tuple[str, str]:
     value = "" if option.kind == "flag" else f" {option.metavar}"
     names = ", ".join(f"{name}{value}" for name in option.names)
-    default = "" if option.default in (None, "") else f' (default: "{option.default}")'
-    return names, option.help + default
+    if option.default in (None, ""):
+        return names, option.help
+    default = f"{option.default:g}s" if option.kind == "seconds" else f'"{option.default}"'  # as they are typed
+    return names, f"{option.help} (default: {default})"
 
 
 def _columns(rows: list[tuple[str, str]]) -> str:

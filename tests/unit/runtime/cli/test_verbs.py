@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.cli import help as help_texts
-from runtime.cli.arguments import Verb
+from runtime.cli.arguments import Verb, parse
 from runtime.cli.verbs import TABLE, find
 from shim.version import VERSION
 
@@ -50,6 +51,16 @@ def test_each_verb_is_where_the_table_says(name: str) -> None:
 def test_all_of_runcs_verbs_but_checkpoints_are_there() -> None:
     assert set(EVERY) <= set(TABLE)
     assert find("checkpoint") is None
+
+
+def test_a_default_that_help_shows_is_a_value_that_the_option_takes() -> None:
+    verb = find("events")
+    assert verb is not None
+    shown = re.search(r"--interval value +set .* \(default: (\S+)\)", help_texts.text("events", "prog") or "")
+    assert shown is not None
+    assert shown[1] == "5s"
+    given = parse(("--interval", shown[1], "id"), verb.options, False).options
+    assert given == parse(("id",), verb.options, False).options
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
