@@ -30,7 +30,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--works", default="", help=f"some of: {', '.join(names)}; pss stands for all of pss.pod.*"
     )
-    parser.add_argument("--quick", action="store_true", help="a fifth of the samples, and up to 5 pods")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a quarter or a third of the samples (mostly half the rounds of half as many), and up to 5 pods",
+    )
     parser.add_argument("--containerd", default="2.3", choices=VERSIONS)
     parser.add_argument(
         "--runtimes", default="", help="some of the handlers of this machine: manor,runc,crun"
