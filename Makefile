@@ -43,5 +43,5 @@ bench: ready  ## Manor beside runc, in one run (WORKS=exec.shim,pod.start … fo
 	@$(BIN)/python -m benchmarks $(if $(WORKS),--works $(WORKS)) $(if $(QUICK),--quick)
 
 clean:  ## what was made in the checkout; the cache stays
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info benchmarks/latest.json
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info benchmarks/latest.json soak.json
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -249,6 +249,12 @@ def test_every_typed_package_says_so() -> None:
     assert [package for package in MAY_IMPORT if not (ROOT / package / "py.typed").exists()] == []
 
 
+def test_make_clean_takes_away_all_that_git_ignores() -> None:
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nclean:")[2]
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
+    assert [each for each in ignored if each.rstrip("/") not in recipe.split()] == []
+
+
 # ---- what really happens, in an interpreter of its own ----
 
 
