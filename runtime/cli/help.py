@@ -80,7 +80,9 @@ def _line(option: Option) -> tuple[str, str]:
     names = ", ".join(f"{name}{value}" for name in option.names)
     if option.default in (None, ""):
         return names, option.help
-    default = f"{option.default:g}s" if option.kind == "seconds" else f'"{option.default}"'  # as they are typed
+    default = (
+        f"{option.default:g}s" if option.kind == "seconds" else f'"{option.default}"'
+    )  # as they are typed
     return names, f"{option.help} (default: {default})"
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -53,7 +54,7 @@ def _run(program: str) -> list[str]:
 
 
 def test_a_process_is_at_the_copy_and_works_on() -> None:
-    told = _run(_TRY + _TELL)
+    told = _run(f"{_TRY}else:\n{indent(_TELL, ' ' * 4)}")
     if told[0].startswith("not here"):
         pytest.skip("no right to, or a static build")
     name = "/memfd:copy (deleted)"
