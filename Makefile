@@ -1,4 +1,5 @@
-# One command each. The machine needs Python 3.11 or newer, Go and apt; everything else is made here.
+# One command each. The machine needs Python 3.11 or newer, apt, and Go 1.26.3 or one from 1.21 on that may fetch that;
+# everything else is made here.
 PYTHON ?= python3
 BIN := .venv/bin
 WORKS ?=

@@ -1,6 +1,6 @@
 """The programs that tests, demo and benchmarks run, made or fetched once per version.
 
-`python3 tests/harness/tools.py` brings a bare Debian machine with Python, Go and apt to where
+`python3 tests/harness/tools.py` brings a bare Debian machine with Python, Go (`GO`) and apt to where
 everything can be run, and does nothing the second time. Programs go to `<cache>/tools/<name>-<version>/`;
 Debian's containerd, docker-registry and podman are only unpacked there, because installing them
 would start services. Libraries and small tools come by apt. Standard library only.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,12 @@ from tests.harness.paths import cache_dir
 CONTAINERD = "2.3.4"
 RUNC = "1.5.1"
 CRICTL = "1.36.0"
+GO = (1, 26, 3)  # what the go.mod of containerd asks for, the most of the three
+GO_THAT_FETCHES = (
+    1,
+    21,
+    0,
+)  # from there on Go fetches the version that a go.mod asks for, unless it is told not to
 
 # What apt must have installed, and the file that tells that it is there.
 PACKAGES = {
@@ -113,11 +120,36 @@ def say(message: str) -> None:
 # ---- Go programs ----
 
 
-def _go_install(target: Path, packages: list[str], *flags: str) -> None:
+def go_command() -> str:
+    """The path of a Go that can build them. ToolError names the version that is there and the one that it takes."""
+    needed = ".".join(map(str, GO))
     go = shutil.which("go")
     if go is None:
-        raise ToolError("Go is not installed: containerd, runc and crictl are built from source")
-    run([go, "install", "-buildvcs=false", *flags, *packages], GOBIN=str(target))
+        raise ToolError(
+            f"Go is not installed: containerd, runc and crictl are built from source, with Go {needed} or newer"
+        )
+    found = re.search(r"\bgo(\d+)\.(\d+)(?:\.(\d+))?", _printed([go, "version"]))
+    version = tuple(int(number or 0) for number in found.groups()) if found else GO
+    if version >= GO:
+        return go
+    fetches = ".".join(map(str, GO_THAT_FETCHES[:2]))
+    problem = f"{go} is Go {'.'.join(map(str, version))}: containerd {CONTAINERD} is built with Go {needed} or newer"
+    if version < GO_THAT_FETCHES:
+        raise ToolError(f"{problem}; any from {fetches} on fetches that one by itself")
+    if _printed([go, "env", "GOTOOLCHAIN"]).strip() == "local":
+        raise ToolError(f"{problem}, which GOTOOLCHAIN=local forbids it to fetch: try GOTOOLCHAIN=auto")
+    return go
+
+
+def _printed(arguments: list[str]) -> str:
+    """What a command prints, in a directory without a go.mod, whose Go it would be otherwise."""
+    return subprocess.run(
+        arguments, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    ).stdout
+
+
+def _go_install(target: Path, packages: list[str], *flags: str) -> None:
+    run([go_command(), "install", "-buildvcs=false", *flags, *packages], GOBIN=str(target))
 
 
 def _build_containerd(target: Path) -> None:
@@ -144,10 +176,7 @@ def _build_crictl(target: Path) -> None:
         )
         version = f"-X sigs.k8s.io/cri-tools/pkg/version.Version=v{CRICTL}"
         arguments = ["-C", module, "-buildvcs=false", f"-ldflags={version}", "-o", str(target / "crictl")]
-        go = shutil.which("go")
-        if go is None:
-            raise ToolError("Go is not installed: crictl is built from source")
-        run([go, "build", *arguments, "sigs.k8s.io/cri-tools/cmd/crictl"], GOFLAGS="-mod=mod")
+        run([go_command(), "build", *arguments, "sigs.k8s.io/cri-tools/cmd/crictl"], GOFLAGS="-mod=mod")
 
 
 CONTAINERD_2 = Built(
@@ -242,6 +271,8 @@ def _appear_whole(directory: Path, make: Callable[[Path], None]) -> None:
 def ensure() -> None:
     """Install, unpack and build whatever is missing. ToolError says what could not be had and why."""
     with _locked():
+        if not all(tool.present() for tool in BUILT):
+            go_command()  # before minutes are spent on what is of no use without it
         missing = [name for name, pattern in PACKAGES.items() if not _present(pattern)]
         if missing:
             _install_packages(missing)
