@@ -1,18 +1,57 @@
 """The shim: what containerd starts, talks to and watches; one process holds one pod.
 
-A map, in the order of a pod's life:
+A map, in the order of a pod's life.
 
-    launcher        what containerd executes: hands its arguments and descriptors to the warden
-    warden          one per node and key, has everything imported: accepts and forks, nothing else
-    daemon          the forked process becoming a shim: wiring, start, delete, -info
-    loop            one epoll, one thread; drives the runtime's generators
-    ttrpc/          frames and connections without I/O; a small client
-    api/            the messages, and the codec for them
-    task_service    containerd's Task API, a few lines a method; container, process: the work behind it
-    sandbox_service containerd's Sandbox API, for pods that are left to us; sandbox: the pod's states; pod_plan: what it
-                    is to be, and what that makes of configs (pure); pod_namespaces, pod_files, landlord: what it has
-    exits           the only place that reaps; events: what containerd is told, and in which order
-    stdio console   fifos, files and terminals; rootfs_mounts, oom, stats: one kernel concern each
+How a shim comes to be, and ends:
+
+    launcher                       what containerd executes: hands its arguments and descriptors to the warden
+    begin                          from a launcher's child to a warden's process
+    warden                         one per node and key, has everything imported: accepts and forks, nothing else
+    bootstrap start_request        containerd's command line, and one launcher's request as its shim sees it
+    daemon                         the forked process becoming a shim: wiring, start, delete, -info
+    delete info                    the actions of the same names: after a shim that is dead; what `-info` prints
+    options toml                   a handler's options, from whichever form they come in; TOML text
+    sockets                        a pod's socket, and whether a shim lives behind it
+    systemd                        the way to systemd, where cgroups are its units
+
+Its loop, and its door:
+
+    loop tasks                     one epoll, one thread; drives the runtime's generators
+    ttrpc/                         frames and connections without I/O; a small client
+    api/                           the messages, and the codec for them
+    server errors                  calls to handlers, answers back; what a caller is told of a failure
+    task_service                   containerd's Task API, a few lines a method
+    sandbox_service log_service    its Sandbox API, for pods that are left to us; the calls about container logs
+
+A pod and what is in it:
+
+    pod container process          what its containers share; one from Create to Delete; its init and execs
+    rootfs_mounts mapped_mounts    the mounts that make a root file system; shown with the ids of a user namespace
+    exits                          the only place that reaps
+    events backlog                 what containerd is told, and in which order; what of it must wait on disk
+    journal                        how each process ended, on record before anybody is told
+    accounts stats oom             what a container has used, as a message, and what it was killed for
+    log spans version              lines for whoever runs the node; times, for the scribe; which Manor this is
+
+A pod that is left to us (`sandboxer = "shim"`):
+
+    sandbox                        its states, what it holds, who waits for its end
+    pod_plan                       what it is to be, and what that makes of configs (pure)
+    pod_namespaces pod_files       what it has: namespaces without a process; /etc/hosts and the like, /dev/shm
+    landlord landlord_program      its first process, where containers share a PID namespace; 36 bytes of program
+
+What processes say:
+
+    stdio console                  fifos and files; terminals
+    destinations                   where streams are to go, read from a path or URI
+    sinks                          the shim's side of a log, which somebody else reads:
+    writer crilog                  a process of ours that writes files; the lines of a container log
+    logger                         a client's program (`binary://`)
+
+Beside it, in processes of their own:
+
+    scribe                         one per node: exports what shims tell of their operations
+    install                        writes the programs of a node
 
 Everything is loaded before the fork and nothing after it. No asyncio, protobuf or typing in here.
 """

@@ -74,8 +74,8 @@ HEAVY = (
 WARDEN_ANONYMOUS_MB = 5.0
 WARDEN_IMAGE_MB = 6.0  # what has been imported, which all shims of a node share
 SYSTEMD_IMAGE_MB = 2.5  # more of it where systemd makes the cgroups
-# More still where typing and what else a library of D-Bus wants are compiled while they are loaded: Debian's own CPython
-# 3.11.2 comes without its library compiled by -OO, and has an image of 9.4 to 9.8 MB with systemd's part, 4.5 without.
+# More still where typing and what else a library of D-Bus wants are compiled while they are loaded: Debian's own
+# CPython 3.11.2 has none of its library compiled by -OO; the image has 9.4 to 9.8 MB with systemd's part, 4.5 without.
 UNCOMPILED_MB = 2.0
 LONGEST_MODULE = 450  # but for unit tests, which are lists of cases
 LAUNCHER = "shim/launcher.py"
@@ -257,6 +257,21 @@ def test_make_clean_takes_away_all_that_git_ignores() -> None:
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nclean:")[2]
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
     assert [each for each in ignored if each.rstrip("/") not in recipe.split()] == []
+
+
+def named_in_the_map(package: Path) -> list[str]:
+    """The names in a package's map: a line of it is indented by four, and has them before two blanks."""
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    return [each for line in re.findall(r"^ {4}(\S.*?) {2}", text, re.MULTILINE) for each in line.split()]
+
+
+@pytest.mark.parametrize("package", ["runtime", "shim", "tests/harness"])
+def test_the_map_of_a_package_names_all_that_is_in_it_and_nothing_else(package: str) -> None:
+    there = [path.stem for path in (ROOT / package).glob("*.py") if path.stem != "__init__"]
+    there += [
+        f"{path.name}/" for path in (ROOT / package).iterdir() if path.is_dir() and path.name != "__pycache__"
+    ]
+    assert sorted(named_in_the_map(ROOT / package)) == sorted(there)
 
 
 # ---- what really happens, in an interpreter of its own ----
