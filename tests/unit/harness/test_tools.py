@@ -86,3 +86,17 @@ def test_no_go_at_all_is_told_which_one_it_takes(go: Path) -> None:
 def test_who_reads_before_typing_finds_the_same_version(file: str) -> None:
     named = re.findall(r"Go (\d+\.\d+\.\d+)", (ROOT / file).read_text(encoding="utf-8"))
     assert named == [".".join(map(str, tools.GO))]
+
+
+def test_where_all_is_built_no_go_is_asked_for(
+    go: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be(go, "go1.19.8", "")
+    tool = tools.Built("thing", "1", ("thing",), lambda _target: pytest.fail("built again"))
+    monkeypatch.setattr(tools, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(tools, "BUILT", (tool,))
+    monkeypatch.setattr(tools, "PACKAGES", {})
+    monkeypatch.setattr(tools, "UNPACKED", {})
+    tool.directory.mkdir(parents=True)
+    (tool.directory / "thing").touch()
+    tools.ensure()
