@@ -4,6 +4,6 @@ cd "$(dirname "$0")/../.." || exit 1
 bring=()
 case $PWD/ in /tmp/* | /var/tmp/* | /run/* | /dev/shm/*) bring=(-x "$PWD") ;; esac  # empty inside, but for what is brought
 exec tests/vm/vm-run.sh -t 240 -d 64 "${bring[@]}" "$@" -e MANOR_TEST_DEADLINE_S=90 -- .venv/bin/python -m pytest -q \
-  -p no:cacheprovider -p tests.harness.every_test -o faulthandler_timeout=100 \
+  -p no:cacheprovider -p tests.harness.every_test \
   --confcutdir=tests/e2e/runtime tests/e2e/cgroups/test_*.py tests/e2e/runtime/test_exec.py \
   -k "not v1 and not staged and not apart"

@@ -68,10 +68,11 @@ def test_delete_of_the_others_of_the_pod_does_too_whichever_comes_first(door: Do
 
 def test_an_exec_is_on_record_too_and_no_answer_for_init(door: Door) -> None:
     init = door.run("c1", ["sleep", "1000"])
-    door.exec("c1", "e1", ["sh", "-c", "exit 5"])
-    assert door.wait("c1", "e1") == 5
+    door.exec("c1", "e1", ["sleep", "1000"])
+    door.ask("Kill", task.KillRequest("c1", "e1", signal.SIGTERM))
+    assert door.wait("c1", "e1") == 143
     (entry,) = journal.read(journal_directory(door.run_dir))
-    assert (entry.container, entry.exec_id, entry.code, entry.signal) == ("c1", "e1", 5, 0)
+    assert (entry.container, entry.exec_id, entry.code, entry.signal) == ("c1", "e1", 143, signal.SIGTERM)
     assert entry.start_time > 0
     os.kill(door.shim_pid(), signal.SIGKILL)
     answer = delete(door, "c1")
