@@ -258,8 +258,9 @@ def inventory(oci: Oci) -> set[str]:
 
 @pytest.fixture(scope="session")
 def programs() -> Iterator[dict[str, Path]]:
-    """Both runtimes; ours as it is now."""
-    venv.write_commands(VENV / "bin" / "python")
+    """Both runtimes; ours as it is now, or in a virtual machine as it was brought there."""
+    if "MANOR_COMMANDS_BROUGHT" not in os.environ:
+        venv.write_commands(VENV / "bin" / "python")
     yield {MANOR: VENV / "bin" / MANOR, RUNC: tools.program(tools.RUNC_1, "runc")}
     for place in cgroup_mounts():
         try:
