@@ -24,7 +24,7 @@ from shim.api.runtime_info import RuntimeInfo
 from shim.api.types import Any as Packed
 from shim.api.types import pack
 from shim.ttrpc.status import RpcError
-from tests.e2e.shim.door import Door
+from tests.e2e.shim.door import Door, eventually
 from tests.harness.paths import SHIM
 
 if not booted_with_systemd():
@@ -101,6 +101,9 @@ def test_a_container_is_a_scope_for_all_its_life(door: Door) -> None:
     door.end("life")
     assert is_gone("life")
     assert door.zombies() == []
+    shim = door.shim_pid()
+    door.ask("Shutdown", task.ShutdownRequest("life"))
+    eventually(lambda: not Path(f"/proc/{shim}").exists())
 
 
 def test_delete_after_a_killed_shim_takes_the_unit_away(door: Door) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,8 @@ class Manor:
 
     def __init__(self, directory: Path, code: Path) -> None:
         self.directory = directory
+        # Begins the ids of its shims: directories are called the same in a run of the tests beside this one.
+        self.name = f"{directory.name}-{secrets.token_hex(4)}"
         self.run_dir = directory / "run"
         self.run_dir.mkdir(mode=0o700)
         _compile_once()
@@ -122,8 +125,8 @@ class Manor:
         return [pid for pid in found if parent(pid) not in (0, *found)]
 
     def shims(self) -> list[int]:
-        """The shims that stay after `start`, by their id, which must begin with the directory's name."""
-        return self._titled(b"-id\0" + os.fsencode(self.directory.name))
+        """The shims that stay after `start`, by their id, which must begin with `name`."""
+        return self._titled(b"-id\0" + os.fsencode(self.name))
 
     def sockets(self) -> list[str]:
         """What lies in the run directory and is no lock."""
@@ -132,7 +135,7 @@ class Manor:
     def start(self) -> int:
         """Have a shim started; its pid."""
         known = self.shims()
-        done = self.run("start", "-id", f"{self.directory.name}-{len(known)}")
+        done = self.run("start", "-id", f"{self.name}-{len(known)}")
         assert done.returncode == 0, done.stderr.decode()
         (pid,) = set(self.shims()) - set(known)
         return pid

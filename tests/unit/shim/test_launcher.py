@@ -154,7 +154,7 @@ def test_a_warden_that_is_stopped_is_done_without_and_does_nothing_later(tmp_pat
         (warden,) = manor.wardens()
         subprocess.run(["kill", "-STOP", str(warden)], check=True)
         assert manor.say()["alone_because"] == "no answer in time"
-        done = manor.run("start", "-id", f"{tmp_path.name}-x")
+        done = manor.run("start", "-id", f"{manor.name}-x")
         assert done.stdout == b"unix:///address"
         assert len(manor.shims()) == 1
         subprocess.run(["kill", "-CONT", str(warden)], check=True)

@@ -105,15 +105,13 @@ def test_no_descriptor_of_anybody_reaches_warden_or_shim(manor: Manor) -> None:
 def test_the_output_of_start_ends_while_the_shim_lives(manor: Manor) -> None:
     # For the first request, which starts the warden, as well as for one that finds it.
     for number in range(2):
-        done = manor.run(
-            "start", "-id", f"{manor.directory.name}-{number}"
-        )  # returns when both pipes have ended
+        done = manor.run("start", "-id", f"{manor.name}-{number}")  # returns when both pipes have ended
         assert (done.stdout, done.stderr) == (b"unix:///address", b"")
     assert len(manor.shims()) == 2
 
 
 def test_a_shim_shows_what_operators_look_for(manor: Manor) -> None:
-    id_ = f"{manor.directory.name}-0"
+    id_ = f"{manor.name}-0"
     arguments = [
         "-namespace",
         "k8s.io",
