@@ -123,7 +123,9 @@ class Stage:
         self.pods: dict[str, api.PodSandboxConfig] = {}
         self.crictl.run("pull", BUSYBOX)
         self.unpacked = self._unpack()
-        chosen = [one for one in node.handlers if runtimes is None or one.name in runtimes]
+        # Without a pause container a pod has no task, at whose door most works are timed.
+        with_task = [one for one in node.handlers if not one.sandboxer]
+        chosen = [one for one in with_task if runtimes is None or one.name in runtimes]
         self.sides = {handler.name: Side(self, handler) for handler in chosen}
 
     def _unpack(self) -> Path:
