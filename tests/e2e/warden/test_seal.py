@@ -87,7 +87,7 @@ def test_without_ptrace_a_root_process_writes_to_nothing_that_they_map(manor: Ma
     # This is what protects the files of the host that are not copied: libc and the extension modules. Warden and
     # shim have no more capabilities than who looks, so that it is their not being dumpable that counts.
     without = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-all", "--"]
-    manor.run("start", "-id", manor.directory.name, before=without)
+    manor.run("start", "-id", manor.name, before=without)
     for pid in (*manor.wardens(), *manor.shims()):
         assert attack(pid, *without) == set()
         assert attack(pid) != set()
