@@ -61,8 +61,9 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
     timeline = Timeline()
     affinity = plan_affinity(container, request.process)
     stdio, null = complete(request.stdio)
-    doors = yield from _doors(container)
+    doors: tuple[Door, ...] = ()
     try:
+        doors = yield from _doors(container)
         plan = TenantPlan(
             container_id=container.id,
             landlord_pid=container.pid,
