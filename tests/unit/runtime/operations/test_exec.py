@@ -22,8 +22,8 @@ def test_an_init_that_does_not_answer_at_its_gate_costs_no_descriptor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def nobody_answers(_container: object) -> Iterator[Any]:
+        yield from ()
         raise TimeoutError
-        yield
 
     monkeypatch.setattr(operation, "_doors", nobody_answers)
     monkeypatch.setattr(operation, "plan_affinity", lambda *_about: None)
