@@ -21,13 +21,6 @@ from shim.stdio import Streams
 from tests.unit.shim.loops import drive, settle, turn_until
 
 
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> Iterator[None]:
     before = sorted(os.listdir("/proc/self/fd"))

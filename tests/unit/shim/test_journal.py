@@ -26,13 +26,6 @@ def entry(number: int = 0, container: str = "c1", exec_id: str = "", oom: Oom | 
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def written(tmp_path: Path) -> Iterator[Journal]:
     made = Journal(str(tmp_path), Log("", "test"))
     yield made

@@ -11,7 +11,6 @@ import signal
 import stat
 import termios
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,85 +18,19 @@ import pytest
 
 from runtime.linux.constants import WALL
 from runtime.linux.fds import OwnedFd
-from shim import logger, sinks
+from shim import sinks
 from shim.console import open_console
 from shim.log import Log
-from shim.logger import LoggerError, Owner
 from shim.loop import Loop
 from shim.sinks import SinkError
 from shim.stdio import PipeIo, Streams, open_pipes
 from shim.tasks import spawn
 from shim.ttrpc.status import RpcError
+from tests.unit.shim.log_io import LIMIT_S, OWNER, children, end, lines, opened, turn_until_there
 from tests.unit.shim.loops import drive, settle, turn_until
 from tests.unit.shim.test_stdio import Child, fifo
 
-LINE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) ([PF]) (.*)\n", re.DOTALL)
-OWNER = Owner("c1", "here")
-LIMIT_S = 30.0
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """No descriptor, and no writer: all of them end by themselves. One that a failed test leaves is killed."""
-    before = sorted(os.listdir("/proc/self/fd"))
-    yield
-    deadline = time.monotonic() + LIMIT_S
-    while True:
-        try:
-            pid, _status = os.waitpid(-1, os.WNOHANG | WALL)
-        except ChildProcessError:
-            break
-        if time.monotonic() > deadline:
-            for child in children():
-                os.kill(child, signal.SIGKILL)
-            raise AssertionError("a child is left")
-        time.sleep(0 if pid else 0.005)
-    assert sorted(os.listdir("/proc/self/fd")) == before
-
-
-def children() -> list[int]:
-    """The writers and programs that run."""
-    found = []
-    for task in Path("/proc/self/task").iterdir():
-        found += [int(pid) for pid in (task / "children").read_text().split()]
-    return found
-
-
-def opened(loop: Loop, uri: str, stderr: str = "") -> tuple[PipeIo, Child]:
-    """An io whose process has its ends."""
-    io = drive(loop, open_pipes(loop, Streams(stdout=uri, stderr=stderr or uri), OWNER), LIMIT_S)
-    child = Child(io)
-    io.attach(None)
-    return io, child
-
-
-def end(loop: Loop, io: PipeIo, child: Child) -> None:
-    """The process ends; all is written then."""
-    child.close()
-    turn_until(loop, lambda: io.drained.done, LIMIT_S)
-    io.close()
-
-
-def lines(path: Path) -> list[tuple[str, str, bytes]]:
-    """Stream, tag and content of each line of a container log."""
-    found = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        match = LINE.fullmatch(line)
-        assert match is not None, line
-        found.append((match[1].decode(), match[2].decode(), match[3]))
-    return found
-
-
-def turn_until_there(loop: Loop, path: Path, text: bytes) -> None:
-    """Until a file has `text` in it."""
-    turn_until(loop, lambda: path.exists() and text in path.read_bytes(), LIMIT_S)
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 # --- files -------------------------------------------------------------------------------------------
@@ -442,131 +375,3 @@ def test_a_terminals_output_goes_to_a_log(loop: Loop, tmp_path: Path, log: bool)
     turn_until(loop, lambda: io.drained.done, LIMIT_S)
     io.close()
     assert (lines(path) == [("stdout", "F", b"hello")]) if log else (path.read_bytes() == b"hello\r\n")
-
-
-# --- programs ----------------------------------------------------------------------------------------
-
-
-def program(directory: Path, text: str) -> Path:
-    """A shell script."""
-    path = directory / "logger"
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-COPY = """
-%s
-{ cat <&3; echo out ended; } >> $2.out &
-{ cat <&4; echo err ended; } >> $2.err &
-env | grep CONTAINER | sort > $2.env; echo "$@" > $2.args
-wait"""
-
-
-@pytest.mark.parametrize(("scheme", "ready"), [("binary", "exec 5>&-"), ("binary-v2", "echo >&5; exec 5>&-")])
-def test_a_program_gets_both_streams_its_arguments_and_whose_they_are(
-    loop: Loop, tmp_path: Path, scheme: str, ready: str
-) -> None:
-    path, base = program(tmp_path, COPY % ready), tmp_path / "x"
-    io, child = opened(loop, f"{scheme}://{path}?base={base}&more=a%20b")
-    os.write(child.stdout, b"to out\n")
-    os.write(child.stderr, b"to err\n")
-    end(loop, io, child)
-    assert (tmp_path / "x.out").read_text() == "to out\nout ended\n"
-    assert (tmp_path / "x.err").read_text() == "to err\nerr ended\n"
-    assert (tmp_path / "x.env").read_text() == "CONTAINER_ID=c1\nCONTAINER_NAMESPACE=here\n"
-    assert (tmp_path / "x.args").read_text() == f"base {base} more a b\n"
-
-
-def test_a_program_has_nothing_but_its_descriptors(loop: Loop, tmp_path: Path) -> None:
-    path = program(tmp_path, "ls /proc/self/fd > $2; exec 5>&-; cat <&3 > /dev/null")
-    io, child = opened(loop, f"binary://{path}?to={tmp_path}/fds")
-    end(loop, io, child)
-    # The shell's own copy of its script, and the directory that ls reads, come on top.
-    assert set((tmp_path / "fds").read_text().split()) - {"0", "1", "2"} <= {"3", "4", "5", "6", "10", "255"}
-
-
-@pytest.mark.parametrize("text", ["exit 3", "exec 5>&-; sleep 0.1"])
-def test_a_program_of_version_2_that_does_not_say_that_it_is_ready_is_refused(
-    loop: Loop, tmp_path: Path, text: str
-) -> None:
-    with pytest.raises(LoggerError, match="it did not say that it is ready"):
-        opened(loop, f"binary-v2://{program(tmp_path, text)}")
-    turn_until(loop, lambda: not any(loop._watched), LIMIT_S)
-
-
-def test_a_program_that_is_never_ready_is_ended(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logger, "READY_TIMEOUT_S", 0.3)
-    with pytest.raises(LoggerError, match=r"not ready within 0\.3 s"):
-        opened(loop, f"binary://{program(tmp_path, 'exec sleep 1000')}")
-    turn_until(loop, lambda: not any(loop._watched), LIMIT_S)
-
-
-@pytest.mark.parametrize("scheme", ["binary", "binary-v2"])
-def test_a_program_that_is_not_there_is_an_error_that_names_it(
-    loop: Loop, tmp_path: Path, scheme: str
-) -> None:
-    with pytest.raises(LoggerError, match=r"start logger .*/none: .*No such file"):
-        opened(loop, f"{scheme}://{tmp_path}/none")
-    turn_until(loop, lambda: not any(loop._watched), LIMIT_S)
-
-
-def test_a_program_that_has_gone_breaks_the_process_pipe(loop: Loop, tmp_path: Path) -> None:
-    io, child = opened(loop, f"binary://{program(tmp_path, 'exit 0')}")
-    turn_until(loop, lambda: io.drained.done, LIMIT_S)
-    with pytest.raises(BrokenPipeError):
-        os.write(child.stdout, b"for nobody")
-    child.close()
-    io.close()
-
-
-def test_a_program_that_somebody_in_the_background_keeps_is_asked_to_end(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shim.stdio.DRAIN_AFTER_EXIT_S", 0.05)
-    text = f"trap 'echo asked > {tmp_path}/asked; exit' TERM; exec 5>&-; while :; do sleep 0.05; done"
-    io, child = opened(loop, f"binary://{program(tmp_path, text)}")
-    io.process_ended()
-    turn_until(loop, lambda: io.drained.done, LIMIT_S)
-    assert (tmp_path / "asked").exists()
-    child.close()
-    io.close()
-
-
-@pytest.mark.parametrize("deleted", [False, True])
-def test_a_program_that_does_not_end_is_made_to(
-    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: bool
-) -> None:
-    monkeypatch.setattr("shim.stdio.DRAIN_AFTER_EXIT_S", 0.05)
-    monkeypatch.setattr(logger, "TERMINATION_TIMEOUT_S", 1000 if deleted else 0.3)
-    path = program(tmp_path, f"trap 'touch {tmp_path}/asked' TERM; exec 5>&-; while :; do sleep 0.05; done")
-    io, child = opened(loop, f"binary://{path}")
-    io.process_ended()
-    turn_until(loop, (tmp_path / "asked").exists, LIMIT_S)
-    child.close()
-    if deleted:
-        assert io.pending()
-        io.close()
-    turn_until(loop, lambda: io.drained.done, LIMIT_S)
-    io.close()
-
-
-def test_a_programs_files_are_its_own(loop: Loop, tmp_path: Path) -> None:
-    io, child = opened(loop, f"binary://{program(tmp_path, 'exec 5>&-; cat <&3 > /dev/null')}")
-    with pytest.raises(RpcError, match="the log is written by"):
-        drive(loop, io.reopen())
-    end(loop, io, child)
-
-
-def test_a_terminals_output_goes_to_a_program(loop: Loop, tmp_path: Path) -> None:
-    path = program(tmp_path, f"exec 5>&-; cat <&3 > {tmp_path}/out")
-    io = drive(loop, open_console(loop, Streams(stdout=f"binary://{path}", terminal=True), OWNER), LIMIT_S)
-    master, slave = os.openpty()
-    io.attach(OwnedFd(master))
-    os.write(slave, b"hello\n")
-    os.close(slave)
-    turn_until(loop, lambda: io.drained.done, LIMIT_S)
-    io.close()
-    assert (tmp_path / "out").read_bytes() == b"hello\r\n"

@@ -20,13 +20,6 @@ from shim.stdio import PipeIo, StdioError, Streams, open_pipes
 from tests.unit.shim.loops import drive, settle, turn_until
 
 
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> Iterator[None]:
     before = sorted(os.listdir("/proc/self/fd"))

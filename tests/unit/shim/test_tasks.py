@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -14,13 +14,6 @@ from runtime.waiting import Exit, Readable, Sleep, Writable
 from shim.loop import Loop
 from shim.tasks import Cancelled, Mutex, Outcome, spawn, within
 from tests.unit.shim.loops import drive, turn_until
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
 
 
 def test_a_generator_is_resumed_when_its_descriptor_is_readable(loop: Loop) -> None:
