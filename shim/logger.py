@@ -27,6 +27,7 @@ from shim.tasks import Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from runtime.stages.channel import Channel
@@ -73,13 +74,22 @@ class Logger:
 
     def open(self, owner: Owner) -> Operation[None]:
         """Start the program and wait until it is ready. LoggerError."""
-        read_ends = [self._read_end(number) for number in (1, 2)]
-        ready, ready_write_end = pipe()
-        with ready:
+        given: list[OwnedFd] = []
+        try:
+            for number in (1, 2):
+                given.append(self._read_end(number))
+            ready, ready_write_end = pipe()
+            given.append(ready_write_end)
             try:
-                report = self._spawn(owner, (*read_ends, ready_write_end))
-            finally:
-                close_all((*read_ends, ready_write_end))
+                report = self._spawn(owner, given)
+            except BaseException:
+                ready.close()
+                raise
+        except OSError as error:
+            raise LoggerError(f"start logger {self._path}: {describe(error)}") from error
+        finally:
+            close_all(given)
+        with ready:
             self._loop.watch(self._pidfd.fileno(), EPOLLIN, self._on_end)
             try:
                 yield Readable(report.fileno(), READY_TIMEOUT_S)
@@ -113,7 +123,7 @@ class Logger:
             write_end.close()
         return read_end
 
-    def _spawn(self, owner: Owner, owned: tuple[OwnedFd, ...]) -> Channel:
+    def _spawn(self, owner: Owner, owned: Sequence[OwnedFd]) -> Channel:
         near, far = channel_pair("main", LOGGER)
         environment = {"CONTAINER_ID": owner.id, "CONTAINER_NAMESPACE": owner.namespace}
         fds = tuple(fd.fileno() for fd in owned)

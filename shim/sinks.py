@@ -88,12 +88,16 @@ class FileSink:
         )
         self._writers = 0
         self._finishing = False
-        for number in numbers:
-            self._sources[number], self._write_ends[number] = pipe()
-            _widen(self._sources[number])
+        self._numbers = numbers
 
     def open(self) -> Operation[None]:
-        """Clone the writer and wait until it has opened its file. SinkError."""
+        """Make the pipes, clone the writer and wait until it has opened its file. SinkError."""
+        try:
+            for number in self._numbers:
+                self._sources[number], self._write_ends[number] = pipe()
+                _widen(self._sources[number])
+        except OSError as error:
+            raise SinkError(f"open {self._what}: {describe(error)}") from error
         report = self._clone_writer()
         what = self._what
         try:
@@ -111,8 +115,16 @@ class FileSink:
     def _clone_writer(self) -> Channel:
         """A writer for the pipes as they are; the channel tells what kept it from opening its file, or just ends."""
         self._writers += 1
-        near, far = channel_pair("main", LOG)
-        self._control, control = socketpair()
+        try:
+            near, far = channel_pair("main", LOG)
+        except OSError as error:
+            raise SinkError(f"open {self._what}: {describe(error)}") from error
+        try:
+            self._control, control = socketpair()
+        except OSError as error:
+            near.close()
+            far.close()
+            raise SinkError(f"open {self._what}: {describe(error)}") from error
         sources = {number: fd.fileno() for number, fd in self._sources.items()}
 
         def write(step: Step) -> None:

@@ -310,13 +310,13 @@ class PipeIo:
 
     def add_input(self, client: Input) -> None:
         """Make the pipe for stdin."""
-        read_end, write_end = pipe()
+        read_end, write_end = _pipe_beside(client.fd, client.keeper)
         self._for_child[0] = read_end
         self._input = Flow(self._loop, client.fd, write_end, client.keeper, _nothing)
 
     def add_output(self, number: int, client: Output) -> None:
         """Make the pipe for stdout (1) or stderr (2)."""
-        read_end, write_end = pipe()
+        read_end, write_end = _pipe_beside(client.fd, client.keeper)
         self._for_child[number] = write_end
         self._flows.append(Flow(self._loop, read_end, client.fd, client.keeper, self._output_ended))
 
@@ -412,6 +412,15 @@ def open_pipes(loop: Loop, streams: Streams, owner: Owner = NOBODY, log: Log = S
         pipes.close()
         raise
     return pipes
+
+
+def _pipe_beside(*others: OwnedFd | None) -> tuple[OwnedFd, OwnedFd]:
+    """A pipe. OSError, with `others` closed: nobody else has them yet."""
+    try:
+        return pipe()
+    except OSError:
+        close_all(fd for fd in others if fd is not None)
+        raise
 
 
 def _nothing() -> None:

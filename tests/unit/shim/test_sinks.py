@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.errors import ManorError
 from runtime.linux.constants import WALL
 from runtime.linux.fds import OwnedFd
 from shim import sinks
@@ -28,7 +29,7 @@ from shim.tasks import spawn
 from shim.ttrpc.status import RpcError
 from tests.unit.shim.log_io import LIMIT_S, OWNER, children, end, lines, opened, turn_until_there
 from tests.unit.shim.loops import drive, settle, turn_until
-from tests.unit.shim.test_stdio import Child, fifo
+from tests.unit.shim.test_stdio import Child, Client, fifo
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -375,3 +376,67 @@ def test_a_terminals_output_goes_to_a_log(loop: Loop, tmp_path: Path, log: bool)
     turn_until(loop, lambda: io.drained.done, LIMIT_S)
     io.close()
     assert (lines(path) == [("stdout", "F", b"hello")]) if log else (path.read_bytes() == b"hello\r\n")
+
+
+# --- descriptors that cannot be had ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """So many more can be opened, and no more."""
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    taken = [
+        os.open("/dev/null", os.O_RDONLY) for _gap in range(highest - len(os.listdir("/proc/self/fd")) + 2)
+    ]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken, default=highest) + 1 + count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+
+
+def nobody_runs() -> bool:
+    """Whether all children have ended; they are reaped."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG | WALL)[0]:
+            pass
+    return not children()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "cri-log", "file", "binary", "binary-v2"])
+def test_streams_that_cannot_be_opened_for_want_of_descriptors_leave_none(
+    loop: Loop, tmp_path: Path, kind: str
+) -> None:
+    """At every count of descriptors that is too few, each an error; `nothing_is_left` looks at the end, too."""
+    client: Client | None = None
+    if kind == "fifo":
+        client = Client(tmp_path, stdin=True)
+        streams = client.streams
+    else:
+        script = tmp_path / "program"
+        script.write_text("#!/bin/sh\necho >&5; exec 5>&-; cat <&3 >/dev/null\n")
+        script.chmod(0o755)
+        path = script if kind.startswith("binary") else tmp_path / "log"
+        streams = Streams(stdout=f"{kind}://{path}", stderr=f"{kind}://{path}")
+    refused = 0
+    for count in range(40):
+        before = sorted(os.listdir("/proc/self/fd"))
+        try:
+            with descriptors_left(count):
+                io = drive(loop, open_pipes(loop, streams, OWNER), LIMIT_S)
+        except (ManorError, OSError):
+            refused += 1
+            turn_until(loop, nobody_runs, LIMIT_S)
+            assert sorted(os.listdir("/proc/self/fd")) == before
+        else:
+            child = Child(io)
+            io.attach(None)
+            end(loop, io, child)
+            break
+    assert refused > 2
+    assert refused < 39
+    if client is not None:
+        client.close()
