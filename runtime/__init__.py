@@ -29,7 +29,7 @@ A map, from the caller downwards; each floor may use the ones below it, never th
     spec/                      config.json, read once into typed records
     state status               state.json, always a whole file; a status from it, /proc and the freezer
 
-    linux/                     the only door to the kernel (ctypes lives here and nowhere else)
+    linux/                     the only door to the kernel (calls of C are made here and nowhere else)
 
     errors record              failures as types that callers tell apart; typed records without dataclasses
     waiting undo               how an operation says that it must wait; undoing what it had when a later step fails

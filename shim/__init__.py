@@ -51,7 +51,7 @@ What processes say:
 Beside it, in processes of their own:
 
     scribe                         one per node: exports what shims tell of their operations
-    install                        writes the programs of a node
+    install link_order             writes the programs of a node, with the modules of a command in the order they run
 
 Everything is loaded before the fork and nothing after it. No asyncio, protobuf or typing in here.
 """

@@ -8,6 +8,7 @@ each of their starts 2 ms; their sources are `shim/launcher.py` and `runtime/cli
 from __future__ import annotations
 import __future__
 
+import ast
 import compileall
 import hashlib
 import importlib.util
@@ -20,9 +21,20 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from runtime.cli import SEALED_VERBS
+from runtime.cli.verbs import TABLE
+from shim.link_order import run_order
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import CodeType
+
 NAME = "containerd-shim-manor-v2"
 COMMAND = "manor-oci"
 PACKAGES = ("runtime", "shim")  # what a warden loads
+# The verbs that those who drive a runtime use: containerd, podman.
+LINKED = ("create", "delete", "exec", "kill", "run", "start", "state")
 FLAGS = "-ISB"
 LONGEST_FIRST_LINE = 127  # bytes, with "#!" (BINPRM_BUF_SIZE before Linux 5.1)
 NEEDS = (3, 11)
@@ -80,7 +92,7 @@ def real_interpreter(python: str) -> str:
 
 def _check_modules(python: str) -> None:
     """Load what a warden needs beside our own code, with the flags it will have."""
-    check = "import _socket, posix, ctypes, select, fcntl, resource, _json, sys; print(sys.hexversion)"
+    check = "import _socket, posix, _ctypes, select, fcntl, resource, _json, sys; print(sys.hexversion)"
     done = subprocess.run([python, FLAGS, "-c", check], capture_output=True, text=True, check=False)
     if done.returncode != 0 or int(done.stdout) != sys.hexversion:
         raise InstallError(f"{python}: {done.stderr.strip()[-300:] or 'is not the Python that runs this'}")
@@ -135,21 +147,47 @@ def bundle_path(code: Path) -> Path:
 
 
 def write_bundle(code: Path) -> None:
-    """All of the runtime, compiled, in one file: the index that `runtime/cli/launcher.py` reads, then the code."""
+    """All of the runtime, compiled, in one file: the index that `runtime/cli/launcher.py` reads, then the code.
+
+    The code is in it twice: by itself, and grouped by the verbs of `LINKED` that need it, so that each reads what it
+    needs in few pieces.
+    """
     index: dict[str, tuple[int, int, bool, str, int, int]] = {}
+    compiled: dict[str, CodeType] = {}
+    sources: dict[str, ast.Module] = {}
     blob = b""
     for path in sorted((code / "runtime").rglob("*.py")):
         words = path.relative_to(code).with_suffix("").parts
         is_package = words[-1] == "__init__"
         status = path.stat()  # before it is read: who changes it now is taken for newer than its code
-        compiled = compile(path.read_bytes(), str(path), "exec", dont_inherit=True, optimize=2)
-        data = marshal.dumps(compiled)
         name = ".".join(words[:-1] if is_package else words)
+        sources[name] = ast.parse(path.read_bytes(), str(path))
+        compiled[name] = compile(path.read_bytes(), str(path), "exec", dont_inherit=True, optimize=2)
+        data = marshal.dumps(compiled[name])
         index[name] = (len(blob), len(data), is_package, str(path), status.st_mtime_ns, status.st_size)
         blob += data
-    table = marshal.dumps(index)
+    orders = {verb: linked(verb, sources) for verb in LINKED}
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in index:
+        users = tuple(f"{verb}{half}" for verb in LINKED for half in (0, 1) if name in orders[verb][half])
+        if users:
+            groups.setdefault(users, []).append(name)
+    places = []
+    for members in groups.values():
+        data = marshal.dumps([compiled[name] for name in members])
+        places.append((len(blob), len(data), tuple(members)))
+        blob += data
+    table = marshal.dumps((index, places, orders))
     bundle_path(code).parent.mkdir(exist_ok=True)
     _replace(bundle_path(code), len(table).to_bytes(4, sys.byteorder) + table + blob, 0o644)
+
+
+def linked(verb: str, sources: Mapping[str, ast.Module]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What `verb` runs until the interpreter is sealed, and after."""
+    sealed = ("runtime.stages.graft",) if verb in SEALED_VERBS else ()
+    first = run_order(("runtime.cli", *sealed), sources)
+    rest = run_order(("runtime.cli.command", f"runtime.cli.{TABLE[verb][0]}"), sources)
+    return tuple(first), tuple(name for name in rest if name not in first)
 
 
 def compile_packages(code: Path) -> None:

@@ -1,5 +1,6 @@
-"""The only door to the kernel that Python's own modules do not open: all ctypes is in this package.
+"""The only door to the kernel that Python's own modules do not open: calls of C are made in this package alone.
 
+    ffi          the part of ctypes that we use
     libc         calling conventions: prototypes, errno, raw system calls
     constants    numbers from the kernel's headers, with the version that brought them
     process      clone3, setns, unshare, pidfds, prctl, prlimit, close_range

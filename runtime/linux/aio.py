@@ -7,13 +7,13 @@ workers are threads of the caller, and many a node forbids it.) Linux 4.18 for f
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
-from runtime.linux.libc import c_long, c_ulong, c_void_p, syscall
+from runtime.linux.ffi import addressof, byref, c_long, c_ulong, c_void_p, create_string_buffer
+from runtime.linux.libc import syscall
 
 _SYS_io_setup = c.syscall_number("io_setup")
 _SYS_io_destroy = c.syscall_number("io_destroy")
@@ -38,17 +38,17 @@ class FileSync:
 
     def __init__(self) -> None:
         context = c_ulong(0)
-        syscall("io_setup", _SYS_io_setup, c_long(1), ctypes.byref(context))
+        syscall("io_setup", _SYS_io_setup, c_long(1), byref(context))
         self._context = context
         self._ready = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        self._iocb = ctypes.create_string_buffer(_IOCB.size)
+        self._iocb = create_string_buffer(_IOCB.size)
 
     def begin(self, fd: int) -> None:
         """Begin to write what `fd`'s file has to the disk; `fileno` becomes readable when it is there. OSError."""
         ready = self._ready.fileno()
         _IOCB.pack_into(self._iocb, 0, 0, 0, _IOCB_CMD_FDSYNC, 0, fd, 0, 0, 0, 0, _IOCB_FLAG_RESFD, ready)
-        pointer = c_void_p(ctypes.addressof(self._iocb))
-        syscall("io_submit", _SYS_io_submit, self._context, c_long(1), ctypes.byref(pointer))
+        pointer = c_void_p(addressof(self._iocb))
+        syscall("io_submit", _SYS_io_submit, self._context, c_long(1), byref(pointer))
 
     def fileno(self) -> int:
         """The descriptor to wait at."""
@@ -57,7 +57,7 @@ class FileSync:
     def finish(self) -> None:
         """After `fileno` has become readable: OSError if the file could not be written (EIO, ENOSPC …)."""
         os.eventfd_read(self._ready.fileno())
-        event = ctypes.create_string_buffer(_EVENT.size)
+        event = create_string_buffer(_EVENT.size)
         syscall("io_getevents", _SYS_io_getevents, self._context, c_long(1), c_long(1), event, None)
         _data, _object, result, _second = _EVENT.unpack(event.raw)
         if result < 0:

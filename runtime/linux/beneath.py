@@ -15,7 +15,8 @@ import struct
 
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
-from runtime.linux.libc import c_size_t, syscall
+from runtime.linux.ffi import c_size_t
+from runtime.linux.libc import syscall
 
 # linux/openat2.h
 RESOLVE_NO_XDEV = 0x01

@@ -5,16 +5,16 @@ What a program says is decided in `runtime/cgroups/device_program.py`.
 
 from __future__ import annotations
 
-import ctypes
 import struct
 
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
-from runtime.linux.libc import c_uint, syscall
+from runtime.linux.ffi import Array, addressof, c_char, c_uint, create_string_buffer
+from runtime.linux.libc import syscall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    Buffer = ctypes.Array[ctypes.c_char]
+    Buffer = Array[c_char]
 
 # include/uapi/linux/bpf.h: enum bpf_cmd, bpf_prog_type, bpf_attach_type, flags
 BPF_PROG_LOAD = 5
@@ -39,7 +39,7 @@ _INFO_NAME_OFFSET = 64  # of `name` in struct bpf_prog_info
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     """The system call: its result, and `attributes` as the kernel left them."""
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    buffer = create_string_buffer(attributes, len(attributes))
     result = syscall("bpf", _SYS_bpf, c_uint(command), buffer, c_uint(len(attributes)))
     return result, buffer.raw
 
@@ -50,12 +50,12 @@ def prog_load_cgroup_device(program: bytes, name: str) -> OwnedFd:
     OSError: EPERM without CAP_BPF and CAP_NET_ADMIN (or CAP_SYS_ADMIN), EINVAL or EACCES with the verifier's
     words when it refuses the program.
     """
-    code = ctypes.create_string_buffer(program, len(program))
-    license_text = ctypes.create_string_buffer(b"Apache-2.0")
+    code = create_string_buffer(program, len(program))
+    license_text = create_string_buffer(b"Apache-2.0")
     try:
         return OwnedFd(_load(code, license_text, name, None))
     except OSError as error:
-        log = ctypes.create_string_buffer(_LOG_SIZE)
+        log = create_string_buffer(_LOG_SIZE)
         try:
             return OwnedFd(_load(code, license_text, name, log))
         except OSError:
@@ -68,11 +68,11 @@ def _load(code: Buffer, license_text: Buffer, name: str, log: Buffer | None) -> 
         "<IIQQIIQII16sI",
         BPF_PROG_TYPE_CGROUP_DEVICE,
         len(code) // _INSTRUCTION_SIZE,
-        ctypes.addressof(code),
-        ctypes.addressof(license_text),
+        addressof(code),
+        addressof(license_text),
         1 if log is not None else 0,
         len(log) if log is not None else 0,
-        ctypes.addressof(log) if log is not None else 0,
+        addressof(log) if log is not None else 0,
         0,  # kern_version
         0,  # prog_flags
         name.encode()[: _BPF_OBJ_NAME_LEN - 1],
@@ -96,8 +96,8 @@ def prog_detach(cgroup: int, program: int, kind: int) -> None:
 
 def prog_query(cgroup: int, kind: int) -> tuple[int, ...]:
     """BPF_PROG_QUERY: the ids of the programs attached to `cgroup` itself, not to its parents. OSError."""
-    ids = ctypes.create_string_buffer(4 * _MOST_PROGRAMS)
-    attributes = struct.pack("<IIIIQII", cgroup, kind, 0, 0, ctypes.addressof(ids), _MOST_PROGRAMS, 0)
+    ids = create_string_buffer(4 * _MOST_PROGRAMS)
+    attributes = struct.pack("<IIIIQII", cgroup, kind, 0, 0, addressof(ids), _MOST_PROGRAMS, 0)
     _result, answer = _bpf(BPF_PROG_QUERY, attributes)
     (count,) = struct.unpack_from("<I", answer, 24)
     return struct.unpack_from(f"<{count}I", ids)
@@ -110,7 +110,7 @@ def prog_get_fd_by_id(program_id: int) -> OwnedFd:
 
 def prog_name(program: int) -> str:
     """The name that the loaded `program` was given (Linux 4.15)."""
-    info = ctypes.create_string_buffer(_INFO_SIZE)
-    _bpf(BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", program, _INFO_SIZE, ctypes.addressof(info)))
-    name = info.raw[_INFO_NAME_OFFSET : _INFO_NAME_OFFSET + _BPF_OBJ_NAME_LEN]
+    info = create_string_buffer(_INFO_SIZE)
+    _bpf(BPF_OBJ_GET_INFO_BY_FD, struct.pack("<IIQ", program, _INFO_SIZE, addressof(info)))
+    name: bytes = info.raw[_INFO_NAME_OFFSET : _INFO_NAME_OFFSET + _BPF_OBJ_NAME_LEN]
     return name.partition(b"\0")[0].decode("ascii", "replace")

@@ -6,12 +6,12 @@ names. Which sets a container gets is `runtime/credentials.py`'s business.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
 
 from runtime.linux import constants as c
+from runtime.linux.ffi import create_string_buffer
 from runtime.linux.libc import syscall
 from runtime.linux.process import prctl
 
@@ -102,7 +102,7 @@ def describe(mask: int) -> str:
 
 def capget() -> tuple[int, int, int]:
     """capget(2) of the calling thread: (effective, permitted, inheritable)."""
-    data = ctypes.create_string_buffer(_DATA.size)
+    data = create_string_buffer(_DATA.size)
     syscall("capget", _SYS_capget, _HEADER.pack(_VERSION_3, 0), data)
     low_e, low_p, low_i, high_e, high_p, high_i = _DATA.unpack(data.raw)
     return low_e | high_e << 32, low_p | high_p << 32, low_i | high_i << 32

@@ -6,12 +6,21 @@ first. This is for programs that are not at work in that file themselves: an int
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
 
-from runtime.linux.libc import c_int, c_long, c_size_t, c_void_p, function
+from runtime.linux.ffi import (
+    addressof,
+    c_int,
+    c_long,
+    c_size_t,
+    c_void_p,
+    create_string_buffer,
+    memmove,
+    string_at,
+)
+from runtime.linux.libc import function
 from runtime.linux.process import prctl
 
 _EXE = "/proc/self/exe"
@@ -39,14 +48,14 @@ def exchange_exe(copy: int) -> None:
     mmap = function("mmap", c_long, c_void_p, c_size_t, c_int, c_int, c_int, c_long)
     mprotect = function("mprotect", c_int, c_void_p, c_size_t, c_int)
     for start, length, protection, offset in mappings:
-        content = ctypes.string_at(start, length)
+        content = string_at(start, length)
         mmap(start, length, protection, _MAP_PRIVATE | _MAP_FIXED, copy, offset)
-        if ctypes.string_at(start, length) != content:  # relocated, or written to since
+        if string_at(start, length) != content:  # relocated, or written to since
             mprotect(start, length, _READ | _WRITE)
-            ctypes.memmove(start, content, length)
+            memmove(start, content)
             mprotect(start, length, protection)
-    description = ctypes.create_string_buffer(_describe(copy), _MM_MAP.size)
-    prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.addressof(description), _MM_MAP.size)
+    description = create_string_buffer(_describe(copy), _MM_MAP.size)
+    prctl(_PR_SET_MM, _PR_SET_MM_MAP, addressof(description), _MM_MAP.size)
 
 
 def _mappings(path: str) -> list[tuple[int, int, int, int]]:

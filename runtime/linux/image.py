@@ -18,16 +18,8 @@ from __future__ import annotations
 
 import fcntl
 import posix
-from _ctypes import (  # ctypes itself is 0.4 MB, and `os` as much: both shall be in the image
-    FUNCFLAG_CDECL,
-    FUNCFLAG_PYTHONAPI,
-    FUNCFLAG_USE_ERRNO,
-    Array,
-    CFuncPtr,
-    _SimpleCData,
-    dlopen,
-    get_errno,
-)
+
+from runtime.linux.ffi import Array, PyDLL, c_long, get_errno
 
 _ROOM = 24 << 20  # for all that is ever imported: of addresses, memory is taken when it is used
 _PAGE = posix.sysconf("SC_PAGE_SIZE")
@@ -43,30 +35,19 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 _RAW = 0  # PYMEM_DOMAIN_RAW: malloc(3)
 
 
-class _Long(_SimpleCData):  # type: ignore[type-arg]
-    _type_ = "l"
+_all_loaded = PyDLL(None)
 
 
 class _Longs(Array):  # type: ignore[type-arg]
-    _type_ = _Long
+    _type_ = c_long
     _length_ = 5
-
-
-class _Function(CFuncPtr):
-    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_PYTHONAPI | FUNCFLAG_USE_ERRNO
-    _restype_ = _Long
-
-
-class _Everything:
-    """What is loaded, as a library."""
-
-    _handle = dlopen(None, 0)  # type: ignore[arg-type]
 
 
 def _call(name: str, *arguments: int | _Longs) -> int:
     """A function of C's or Python's library. AttributeError if there is none of that name."""
-    function = _Function((name, _Everything))  # type: ignore[arg-type]
-    got: int = function(*(_Long(each) if isinstance(each, int) else each for each in arguments))
+    function = _all_loaded[name]
+    function.restype = c_long
+    got: int = function(*(c_long(each) if isinstance(each, int) else each for each in arguments))
     return got
 
 

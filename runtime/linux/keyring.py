@@ -5,10 +5,9 @@ Named after the container, so that an exec finds the one its init made.
 
 from __future__ import annotations
 
-import ctypes
-
 from runtime.linux import constants as c
-from runtime.linux.libc import c_int, c_uint, c_ulong, syscall
+from runtime.linux.ffi import c_int, c_uint, c_ulong, create_string_buffer
+from runtime.linux.libc import syscall
 
 _SYS_keyctl = c.syscall_number("keyctl")
 _KEYCTL_GET_KEYRING_ID = 0
@@ -41,7 +40,7 @@ def session_keyring() -> int:
 
 def permissions(serial: int) -> int:
     """The permission bits of a key, from its description "type;uid;gid;perm;description"."""
-    buffer = ctypes.create_string_buffer(4096)
+    buffer = create_string_buffer(4096)
     syscall(
         "keyctl(DESCRIBE)",
         _SYS_keyctl,

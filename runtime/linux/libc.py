@@ -6,30 +6,22 @@ and a child made by clone would otherwise have to take it again.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
+
+from runtime.linux.ffi import PyDLL, c_long, get_errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_libc = ctypes.PyDLL(None, use_errno=True)
-
-c_int = ctypes.c_int
-c_uint = ctypes.c_uint
-c_long = ctypes.c_long
-c_ulong = ctypes.c_ulong
-c_uint64 = ctypes.c_uint64
-c_size_t = ctypes.c_size_t
-c_char_p = ctypes.c_char_p
-c_void_p = ctypes.c_void_p
+_libc = PyDLL(None)
 
 
 def failure(name: str, subject: str | bytes | None = None) -> OSError:
     """The OSError for the errno that the last call left, naming the call and what it was about."""
-    number = ctypes.get_errno()
+    number = get_errno()
     text = f"{name}: {os.strerror(number)}"
     return OSError(number, text, subject) if subject is not None else OSError(number, text)
 
@@ -37,7 +29,7 @@ def failure(name: str, subject: str | bytes | None = None) -> OSError:
 def function(name: str, result: Any, *arguments: Any) -> Callable[..., int]:
     """A libc function that returns −1 and sets errno on failure; EINTR is retried as PEP 475 does.
 
-    ctypes does not retry by itself. Do not declare close(2) or dup2(2) with this: those must not be repeated.
+    _ctypes does not retry by itself. Do not declare close(2) or dup2(2) with this: those must not be repeated.
     """
     raw = _libc[name]
     raw.restype = result
@@ -48,7 +40,7 @@ def function(name: str, result: Any, *arguments: Any) -> Callable[..., int]:
             got: int = raw(*values)
             if got != -1:
                 return got
-            if ctypes.get_errno() != errno.EINTR:
+            if get_errno() != errno.EINTR:
                 raise failure(name)
 
     call.__name__ = name
@@ -62,11 +54,11 @@ _syscall.restype = c_long
 def syscall(name: str, number: int, *arguments: Any) -> int:
     """The raw system call `number`; OSError naming `name` when it fails. Arguments are ints, bytes or buffers.
 
-    ctypes passes a plain int as a C int: what may need 64 bits must come as c_ulong or a pointer.
+    A plain int is passed as a C int: what may need 64 bits must come as c_ulong or a pointer.
     """
     while True:
         got: int = _syscall(c_long(number), *arguments)
         if got != -1:
             return got
-        if ctypes.get_errno() != errno.EINTR:
+        if get_errno() != errno.EINTR:
             raise failure(name)

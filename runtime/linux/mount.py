@@ -7,14 +7,14 @@ mount_setattr. What to mount and where is decided elsewhere.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
 
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
-from runtime.linux.libc import c_char_p, c_int, c_uint, c_ulong, c_void_p, function, syscall
+from runtime.linux.ffi import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p, create_string_buffer, sizeof
+from runtime.linux.libc import function, syscall
 
 # linux/mount.h: flags of mount(2)
 MS_RDONLY = 1
@@ -208,7 +208,7 @@ def fs_message(fd: int) -> str:
 
 def filesystem_magic(fd: int) -> int:
     """f_type of fstatfs(2): which kind of file system `fd` lies on (constants: PROC_SUPER_MAGIC …)."""
-    buffer = ctypes.create_string_buffer(256)
+    buffer = create_string_buffer(256)
     _fstatfs(fd, buffer)
-    magic: int = struct.unpack_from("=l" if ctypes.sizeof(ctypes.c_long) == 4 else "=q", buffer)[0]
+    magic: int = struct.unpack_from("=l" if sizeof(c_long) == 4 else "=q", buffer)[0]
     return magic & 0xFFFFFFFF

@@ -6,13 +6,23 @@ child out into the parent's code. Only `runtime/stages/clone.py` and the warden 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 
 from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
-from runtime.linux.libc import c_char_p, c_int, c_size_t, c_uint, c_ulong, function, syscall
+from runtime.linux.ffi import (
+    addressof,
+    byref,
+    c_char_p,
+    c_int,
+    c_size_t,
+    c_uint,
+    c_ulong,
+    create_string_buffer,
+    pythonapi,
+)
+from runtime.linux.libc import function, syscall
 from runtime.linux.procstat import start_time as start_time  # noqa: PLC0414 -- of processes, and for their users
 
 TYPE_CHECKING = False
@@ -20,9 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # CPython's own fork hooks. Before/parent/child always go together: with the child's alone 3.13 aborts.
-_before_fork = ctypes.pythonapi.PyOS_BeforeFork
-_after_fork_parent = ctypes.pythonapi.PyOS_AfterFork_Parent
-_after_fork_child = ctypes.pythonapi.PyOS_AfterFork_Child
+_before_fork = pythonapi.PyOS_BeforeFork
+_after_fork_parent = pythonapi.PyOS_AfterFork_Parent
+_after_fork_child = pythonapi.PyOS_AfterFork_Child
 for _hook in (_before_fork, _after_fork_parent, _after_fork_child):
     _hook.restype = None
     _hook.argtypes = ()
@@ -45,14 +55,14 @@ def clone3(flags: int, exit_signal: int, cgroup_fd: int = -1) -> tuple[int, int]
     OSError: EBUSY where that cgroup has controllers enabled for its children, ENOSYS before Linux 5.3
     or where a seccomp filter says so, EINVAL for CLONE_PARENT with an exit signal.
     """
-    pidfd = ctypes.c_int(-1)
+    pidfd = c_int(-1)
     flags |= c.CLONE_PIDFD
     cgroup = 0
     if cgroup_fd >= 0:
         flags |= c.CLONE_INTO_CGROUP
         cgroup = cgroup_fd
-    arguments = ctypes.create_string_buffer(
-        _CLONE_ARGS.pack(flags, ctypes.addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup),
+    arguments = create_string_buffer(
+        _CLONE_ARGS.pack(flags, addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, cgroup),
         _CLONE_ARGS.size,
     )
     pid = _as_fork(lambda: syscall("clone3", c.SYS_clone3, arguments, c_ulong(_CLONE_ARGS.size)))
@@ -64,14 +74,14 @@ def clone(flags: int, exit_signal: int) -> tuple[int, int]:
 
     The stack pointer is NULL, which without CLONE_VM means: go on with a copy of the caller's, as fork does.
     """
-    pidfd = ctypes.c_int(-1)
+    pidfd = c_int(-1)
     pid = _as_fork(
         lambda: syscall(
             "clone",
             _SYS_clone,
             c_ulong(flags | c.CLONE_PIDFD | exit_signal),
             None,
-            ctypes.byref(pidfd),
+            byref(pidfd),
             c_ulong(0),
             c_ulong(0),
         )
@@ -121,8 +131,8 @@ def prctl(option: int, argument: int = 0, argument3: int = 0, argument4: int = 0
 
 def set_process_name(name: str) -> None:
     """PR_SET_NAME: what ps and /proc/PID/comm show; the kernel keeps 15 bytes."""
-    text = ctypes.create_string_buffer(name.encode()[:15])
-    _prctl(c.PR_SET_NAME, ctypes.addressof(text), 0, 0, 0)
+    text = create_string_buffer(name.encode()[:15])
+    _prctl(c.PR_SET_NAME, addressof(text), 0, 0, 0)
 
 
 def set_dumpable(dumpable: bool) -> None:

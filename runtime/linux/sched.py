@@ -6,13 +6,13 @@ Python's own os.sched_setaffinity cannot express a CPU that is not there yet.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
 
 from runtime.linux import constants as c
-from runtime.linux.libc import c_int, c_long, c_size_t, c_ulong, c_void_p, function, syscall
+from runtime.linux.ffi import c_int, c_long, c_size_t, c_ulong, c_void_p, create_string_buffer, sizeof
+from runtime.linux.libc import function, syscall
 
 _sched_setaffinity = function("sched_setaffinity", c_int, c_int, c_size_t, c_void_p)
 _personality = function("personality", c_int, c_ulong)
@@ -26,7 +26,7 @@ _SCHED_ATTR = struct.Struct("IIQiIQQQ")  # struct sched_attr, SCHED_ATTR_SIZE_VE
 _RLIMIT = struct.Struct("QQ")
 _IOPRIO_WHO_PROCESS = 1
 _IOPRIO_CLASS_SHIFT = 13
-_WORD_BYTES = ctypes.sizeof(c_long)
+_WORD_BYTES = sizeof(c_long)
 
 MAX_CPUS = 8192  # the largest CONFIG_NR_CPUS there is: x86_64 with MAXSMP
 _ALL_CPUS = b"\xff" * (MAX_CPUS // 8)
@@ -106,7 +106,7 @@ def prlimit(pid: int, resource: int, soft: int, hard: int) -> None:
 
 def prlimit_read(pid: int, resource: int) -> tuple[int, int]:
     """prlimit(2) of process `pid`: the limit in force, (soft, hard)."""
-    limit = ctypes.create_string_buffer(_RLIMIT.size)
+    limit = create_string_buffer(_RLIMIT.size)
     _prlimit(pid, resource, None, limit)
     soft, hard = _RLIMIT.unpack(limit.raw)
     return soft, hard

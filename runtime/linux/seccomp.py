@@ -6,13 +6,13 @@ warden, so that no shim must. What a profile means is `runtime/seccomp.py`'s bus
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
 
 from runtime.linux import constants as c
-from runtime.linux.libc import c_char_p, c_int, c_uint, c_ulong, c_void_p, syscall
+from runtime.linux.ffi import PyDLL, c_char_p, c_int, c_uint, c_ulong, c_void_p, string_at
+from runtime.linux.libc import syscall
 from runtime.record import Record
 
 TYPE_CHECKING = False
@@ -67,7 +67,7 @@ def load(compiled: Filter) -> int:
     refuses; EBUSY: the thread has a listener already. Everything that follows is under the filter.
     """
     count = len(compiled.program) // 8
-    address = ctypes.cast(c_char_p(compiled.program), c_void_p).value
+    address = c_void_p.from_buffer(c_char_p(compiled.program)).value
     try:
         got = syscall(
             "seccomp",
@@ -89,7 +89,7 @@ def preload() -> Any:
     """Open libseccomp if that has not been done; OSError if the machine has none."""
     global _library
     if _library is None:
-        library = ctypes.PyDLL(_LIBRARY)
+        library = PyDLL(_LIBRARY)
         for name, result, arguments in _FUNCTIONS:
             function = getattr(library, name)  # kept by the library; an item would be a new object each time
             function.restype, function.argtypes = result, arguments
@@ -99,7 +99,7 @@ def preload() -> Any:
 
 def library_version() -> tuple[int, int, int]:
     """The version of the libseccomp in use."""
-    major, minor, micro = struct.unpack("3I", ctypes.string_at(preload().seccomp_version(), 12))
+    major, minor, micro = struct.unpack("3I", string_at(preload().seccomp_version(), 12))
     return major, minor, micro
 
 

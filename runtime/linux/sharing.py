@@ -7,9 +7,10 @@ interpreter has no function for it, so the count is set here. It saves a forked 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
+
+from runtime.linux.ffi import c_uint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _IMMORTAL = 0xFFFFFFFF
 _KNOWN = ((3, 12), (3, 13), (3, 14))
 
-_count_of = ctypes.c_uint32.from_address
+_count_of = c_uint.from_address
 _CodeType = type(sys._getframe().f_code)  # noqa: SLF001 - `types` has nothing else that we need
 
 

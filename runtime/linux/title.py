@@ -7,12 +7,24 @@ area is overwritten, which holds no more than what the process was executed with
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 
 from runtime.linux import constants as c
-from runtime.linux.libc import c_int, c_long, c_size_t, c_ulong, c_void_p, function
+from runtime.linux.ffi import (
+    addressof,
+    c_int,
+    c_long,
+    c_size_t,
+    c_ssize_t,
+    c_uint,
+    c_ulong,
+    c_void_p,
+    create_string_buffer,
+    memmove,
+    pythonapi,
+)
+from runtime.linux.libc import function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +35,9 @@ if TYPE_CHECKING:
 _MM_MAP = struct.Struct("=11QQIi")
 
 _prctl = function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
-_sbrk = ctypes.pythonapi["sbrk"]  # pythonapi is dlopen(NULL): everything that is loaded
-_sbrk.restype = ctypes.c_void_p
-_sbrk.argtypes = (ctypes.c_ssize_t,)
+_sbrk = pythonapi["sbrk"]  # pythonapi is dlopen(NULL): everything that is loaded
+_sbrk.restype = c_void_p
+_sbrk.argtypes = (c_ssize_t,)
 
 _mmap = function("mmap", c_long, c_void_p, c_size_t, c_int, c_int, c_int, c_long)
 _munmap = function("munmap", c_int, c_void_p, c_size_t)
@@ -36,12 +48,13 @@ _title: tuple[int, int] | None = None  # address and size; the kernel reads it w
 
 def movable() -> bool:
     """Whether a title of any length can be set: if not, execute with as many bytes of arguments as it shall have."""
-    size = ctypes.c_uint(0)
+    size = c_uint(0)
     try:
-        _prctl(c.PR_SET_MM, c.PR_SET_MM_MAP_SIZE, ctypes.addressof(size), 0, 0)
+        _prctl(c.PR_SET_MM, c.PR_SET_MM_MAP_SIZE, addressof(size), 0, 0)
     except OSError:
         return False
-    return size.value == _MM_MAP.size
+    told: int = size.value
+    return told == _MM_MAP.size
 
 
 def set_title(arguments: Sequence[bytes]) -> None:
@@ -70,12 +83,12 @@ def _move(text: bytes) -> None:
     start_data, end_data, start_brk, _arg_start, _arg_end, env_start, env_end = fields[45 - 3 : 52 - 3]
     # Of its own: where the kernel looks for arguments it reads no mapped file, and our memory may be one (`image`).
     start = _mmap(None, len(text), _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS, -1, 0)
-    ctypes.memmove(start, text, len(text))
+    memmove(start, text)
     code = (start_code, end_code, start_data, end_data, start_brk, _sbrk(0), start_stack)
     mm_map = _MM_MAP.pack(*code, start, start + len(text), env_start, env_end, 0, 0, -1)
-    buffer = ctypes.create_string_buffer(mm_map, len(mm_map))
+    buffer = create_string_buffer(mm_map, len(mm_map))
     try:
-        _prctl(c.PR_SET_MM, c.PR_SET_MM_MAP, ctypes.addressof(buffer), _MM_MAP.size, 0)
+        _prctl(c.PR_SET_MM, c.PR_SET_MM_MAP, addressof(buffer), _MM_MAP.size, 0)
     except OSError:
         _munmap(start, len(text))
         raise
@@ -88,4 +101,4 @@ def _overwrite(text: bytes) -> None:
     arg_start, arg_end = _fields()[48 - 3 : 50 - 3]
     size = arg_end - arg_start
     if size > 0:
-        ctypes.memmove(arg_start, text[: size - 1].ljust(size, b"\0"), size)
+        memmove(arg_start, text[: size - 1].ljust(size, b"\0"))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.errors import ManorError
-from runtime.linux.libc import c_int, syscall
+from runtime.linux.ffi import c_int
+from runtime.linux.libc import syscall
 
 if TYPE_CHECKING:
     from tests.e2e.credentials.conftest import Runc, Runner

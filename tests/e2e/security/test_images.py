@@ -35,7 +35,7 @@ MODULES = (
         "json",
         "re",
         "errno",
-        "ctypes/__init__",
+        "struct",
     ),
     *(
         "runtime/__init__",

@@ -16,7 +16,8 @@ import pytest
 from cri.seccomp import default_profile
 from runtime import seccomp
 from runtime.linux import seccomp as linux
-from runtime.linux.libc import c_long, c_ulong, syscall
+from runtime.linux.ffi import c_long, c_ulong
+from runtime.linux.libc import syscall
 from runtime.linux.process import set_no_new_privs
 from runtime.spec.load import load_spec
 from tests.unit.runtime.bpf import AARCH64, ALLOW, I386, KILL, X86_64, returns, verdict

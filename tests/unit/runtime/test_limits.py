@@ -14,7 +14,8 @@ from runtime import limits
 from runtime.errors import ConfigError
 from runtime.limits import INFINITY, Limit, LimitError, MemoryPlan, SchedulerPlan
 from runtime.linux import sched
-from runtime.linux.libc import c_int, syscall
+from runtime.linux.ffi import c_int
+from runtime.linux.libc import syscall
 from runtime.spec.model import IoPriority, MemoryPolicy, Personality, Rlimit, Scheduler
 from tests.unit.runtime.forked import in_child
 

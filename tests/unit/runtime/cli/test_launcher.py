@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -87,3 +88,45 @@ def test_the_environment_does_not_reach_it(code: Path, tmp_path: Path) -> None:
     (tmp_path / "os.py").write_text("raise SystemExit('trap')")
     done = run(code, "--version", PYTHONPATH=str(tmp_path), PYTHONHOME="/nowhere", PYTHONINSPECT="1")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("verb", install.LINKED)
+def test_what_is_linked_for_a_verb_is_what_it_imports(verb: str) -> None:
+    """Found out from the sources there, and by importing here; in this order nothing is missing."""
+    source = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import runtime.cli\n"
+        f"from runtime.cli.verbs import find, late\n"
+        f"late('runtime.stages.graft') if {verb!r} in runtime.cli.SEALED_VERBS else None\n"
+        "late('runtime.cli.command')\n"
+        f"find({verb!r})\n"
+        "print(*(name for name in sys.modules if name.partition('.')[0] == 'runtime'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-ISBc", source], capture_output=True, text=True, check=True, cwd="/"
+    )
+    sources = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(
+            path.read_bytes()
+        )
+        for path in (ROOT / "runtime").rglob("*.py")
+    }
+    first, rest = install.linked(verb, sources)
+    assert not set(first) & set(rest)
+    assert sorted((*first, *rest)) == sorted(done.stdout.split())
+
+
+def test_a_linked_verb_looks_for_no_module(code: Path) -> None:
+    """Its modules have no spec, which only the import system gives; those of another verb have."""
+    looked_up = "[name for name, it in sys.modules.items() if name.startswith('runtime') and it.__spec__]"
+    tail = f"\nimport sys\nprint({looked_up}, file=sys.stderr)\n"
+    for verb, name in (("state", "inspect"), ("list", "inspect")):
+        module = code / "runtime" / "cli" / f"{name}.py"
+        original = module.read_text()
+        module.write_text(original + tail)
+        install.write_command(code.parent / "bin", code)
+        said = run(code, "--root", str(code.parent), verb, "none").stderr.splitlines()[0]
+        module.write_text(original)
+        looked_for = ast.literal_eval(said)
+        assert (looked_for in ([], ["runtime.cli.command"])) == (verb == "state"), said

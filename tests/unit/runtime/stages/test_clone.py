@@ -12,7 +12,8 @@ import pytest
 
 from runtime.errors import StageError
 from runtime.linux import process
-from runtime.linux.libc import c_size_t, syscall
+from runtime.linux.ffi import c_size_t
+from runtime.linux.libc import syscall
 from runtime.stages.channel import Channel, ChannelClosed, channel_pair
 from runtime.stages.clone import Step, clone_stage
 from runtime.stages.messages import Ready, Start
