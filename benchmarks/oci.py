@@ -22,8 +22,7 @@ from pathlib import Path
 from benchmarks import measure
 from benchmarks.measure import Row
 from benchmarks.works import timed
-from runtime.cgroups import detect_layout
-from runtime.cgroups.layout import HYBRID
+from runtime.cgroups.layout import HYBRID, detect_layout
 from runtime.linux import mount
 from runtime.linux.constants import CLONE_NEWNS
 from runtime.linux.process import setns, unshare

@@ -18,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.cgroups import Cgroup, Layout
+    from runtime.cgroups.cgroup import Cgroup
+    from runtime.cgroups.layout import Layout
     from runtime.cgroups.systemd import Systemd
     from runtime.limits import MemoryPlan
     from runtime.seccomp import Filter

@@ -17,7 +17,7 @@ from shim.oom import OomWatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
     from shim.api import types
     from shim.journal import Oom
     from shim.pod import Pod

@@ -13,9 +13,15 @@ from __future__ import annotations
 
 import _signal
 
-from runtime import operations, state
+from runtime import state
 from runtime.container import CreateOptions, ExecRequest
 from runtime.errors import ConfigError, describe
+from runtime.operations.apart import ApartRequest, create_apart
+from runtime.operations.delete import delete
+from runtime.operations.exec import exec_
+from runtime.operations.kill import kill
+from runtime.operations.start import start
+from runtime.operations.update import pause, resume, update
 from runtime.record import replace
 from runtime.spec.load import load_process, load_resources
 from runtime.stages.plan import Stdio
@@ -125,7 +131,7 @@ class Container:
         if init.watch is not None:
             init.watch.cancel()
         try:
-            yield from operations.start(self.runtime)
+            yield from start(self.runtime)
         except Exception:
             self._watch(init)
             yield from within(self.pod.loop, init.exited, LAST_EXITS_TIMEOUT_S)  # a failed start ends it
@@ -143,7 +149,7 @@ class Container:
             io = yield from process.open_io(process.spec.terminal)
             timeline.mark("open streams")
             request = ExecRequest(process.spec, Stdio(*io.child_fds()))
-            tenant = yield from operations.exec_(self.runtime, request)
+            tenant = yield from exec_(self.runtime, request)
             process.pid, process.start_time, process.pidfd = tenant.pid, tenant.start_time, tenant.pidfd
             try:
                 io.attach(tenant.console)
@@ -237,7 +243,7 @@ class Container:
         if process is not self.init:
             process.signal(number)
             return
-        operations.kill(self.runtime, number, everyone)
+        kill(self.runtime, number, everyone)
         self._killed |= number == _signal.SIGKILL
 
     def pause(self) -> Steps[None]:
@@ -246,9 +252,9 @@ class Container:
         self.pausing = True
         try:
             self.runtime.require("pause", state.RUNNING)
-            yield from operations.pause(self.runtime)
+            yield from pause(self.runtime)
             if self._killed:  # meanwhile: frozen, it could not die
-                operations.resume(self.runtime)
+                resume(self.runtime)
                 raise failed_precondition(f"cannot pause container {self.id}: it has been killed")
         finally:
             self.pausing = False
@@ -257,12 +263,12 @@ class Container:
 
     def resume(self) -> None:
         """Thaw all processes. InvalidState unless paused."""
-        operations.resume(self.runtime)
+        resume(self.runtime)
         self.pod.events.publish(TaskResumed(self.id))
 
     def update(self, resources: bytes) -> Steps[None]:
         """Change limits to what the OCI LinuxResources in JSON say. ConfigError, CgroupError, InvalidState."""
-        yield from operations.update(self.runtime, load_resources(resources))
+        yield from update(self.runtime, load_resources(resources))
 
     def pids(self) -> list[int]:
         """All processes in the container's cgroups, as the shim's PID namespace sees them.
@@ -296,7 +302,7 @@ class Container:
         init = self.init
         if init.status == STOPPED:
             yield from self._drain(init)
-        yield from operations.delete(self.runtime)
+        yield from delete(self.runtime)
         if not (yield from within(self.pod.loop, init.exited, LAST_EXITS_TIMEOUT_S)):
             self.pod.log.write(WARNING, f"init of container {self.id} was killed and has not ended yet")
         for process in (*self.execs.values(), init):
@@ -359,7 +365,7 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
     try:
         io = yield from init.open_io(request.terminal)
         timeline.mark("open streams")
-        apart = operations.ApartRequest(
+        apart = ApartRequest(
             request.id,
             request.bundle,
             Stdio(*io.child_fds()),
@@ -371,7 +377,7 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
         )
         host = replace(pod.host, systemd_cgroup=True) if options.systemd_cgroup else pod.host
         with pod.reaper.hold():
-            runtime = yield from operations.create_apart(host, apart)
+            runtime = yield from create_apart(host, apart)
             timeline.add(runtime.marks)
             try:
                 return Container(pod, runtime, init, bool(steps))
@@ -392,7 +398,7 @@ def _abandon(pod: Pod, runtime: RuntimeContainer) -> Steps[None]:
             yield from _end(pod, runtime.pid, runtime.pidfd)
         finally:
             runtime.ended()
-            yield from operations.delete(runtime)
+            yield from delete(runtime)
     except Exception as error:
         pod.log.write(ERROR, f"remove container {runtime.id}: {describe(error)}")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import _signal
 import os
 
-from runtime.cgroups import detect_layout, open_cgroup
+from runtime.cgroups.cgroup import open_cgroup
+from runtime.cgroups.layout import detect_layout
 from runtime.container import open_host
 from runtime.errors import InvalidArgument, describe
 from runtime.linux.fds import OwnedFd
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import NoReturn
 
-    from runtime.cgroups import Layout
+    from runtime.cgroups.layout import Layout
     from runtime.container import Host
     from shim.bootstrap import Bootstrap
     from shim.options import Handler

@@ -15,7 +15,7 @@ import os
 import time
 
 from runtime import state
-from runtime.cgroups import Cgroup, open_cgroup
+from runtime.cgroups.cgroup import Cgroup, open_cgroup
 from runtime.container import open_host
 from runtime.errors import ManorError, describe
 from runtime.linux.fds import OwnedFd
@@ -34,7 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.cgroups import Layout
+    from runtime.cgroups.layout import Layout
 
 
 # In a bundle: how its container ended, left there by the `delete` of another container of the pod.

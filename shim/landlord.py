@@ -10,12 +10,14 @@ from __future__ import annotations
 import _signal
 import os
 
-from runtime import operations
 from runtime.errors import describe
 from runtime.linux import constants as c
 from runtime.linux import mount as m
 from runtime.linux.fds import OwnedFd
 from runtime.linux.process import unshare
+from runtime.operations.apart import ApartRequest, create_apart
+from runtime.operations.delete import delete
+from runtime.operations.start import start
 from runtime.record import replace
 from runtime.spec.json import dump
 from runtime.stages.plan import Stdio
@@ -79,7 +81,7 @@ class Landlord:
             _kill(self._runtime)
             if not (yield from within(self._pod.loop, self._ended, _END_TIMEOUT_S)):
                 raise TimeoutError(f"landlord {self.pid} was killed and has not ended yet")
-        yield from operations.delete(self._runtime)
+        yield from delete(self._runtime)
 
 
 def bring_up(
@@ -93,12 +95,12 @@ def bring_up(
     paths = {name: f"/proc/self/fd/{fd.fileno()}" for name, fd in joins.items()}
     os.mkdir(bundle, 0o700)
     _write(f"{bundle}/config.json", dump(config(plan, paths, max(_OOM_SCORE_ADJ, _own_score()))), 0o600)
-    request = operations.ApartRequest(plan.id, bundle, Stdio(), prepare=lambda: _make_root(plan), keep=keep)
+    request = ApartRequest(plan.id, bundle, Stdio(), prepare=lambda: _make_root(plan), keep=keep)
     host = replace(pod.host, systemd_cgroup=True) if pod.handler.options.systemd_cgroup else pod.host
     with pod.reaper.hold():
-        runtime = yield from operations.create_apart(host, request)
+        runtime = yield from create_apart(host, request)
         try:
-            yield from operations.start(runtime)
+            yield from start(runtime)
             return Landlord(pod, runtime, died)
         except Exception:
             yield from _abandon(pod, runtime)
@@ -170,6 +172,6 @@ def _abandon(pod: Pod, runtime: RuntimeContainer) -> Steps[None]:
         pod.reaper.watch(runtime.pid, lambda _status, _when_ns: gone.set())
         yield from within(pod.loop, gone, _END_TIMEOUT_S)
         runtime.ended()
-        yield from operations.delete(runtime)
+        yield from delete(runtime)
     except Exception as error:
         pod.log.write(ERROR, f"remove landlord {runtime.id}: {describe(error)}")

@@ -24,7 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.cgroups import Cgroup, Layout
+    from runtime.cgroups.cgroup import Cgroup
+    from runtime.cgroups.layout import Layout
     from shim.loop import Loop, Timer
 
 CONTAINER = "container"  # its own limit, or that of a cgroup it has made

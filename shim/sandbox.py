@@ -16,7 +16,7 @@ import _signal
 import os
 import time
 
-from runtime.cgroups import open_cgroup
+from runtime.cgroups.cgroup import open_cgroup
 from runtime.errors import ManorError, NotFound, describe
 from runtime.linux.fds import close_all
 from runtime.namespaces import KINDS

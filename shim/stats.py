@@ -16,7 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar
 
-    from runtime.cgroups import Cgroup, Layout
+    from runtime.cgroups.cgroup import Cgroup
+    from runtime.cgroups.layout import Layout
     from shim.api import types
     from shim.api.message import Message
 

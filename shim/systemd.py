@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from runtime.cgroups import booted_with_systemd
+from runtime.cgroups.driver import booted_with_systemd
 from runtime.errors import Unsupported
 from runtime.stages.clone import spawn_placeholder
 

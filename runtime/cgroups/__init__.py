@@ -11,7 +11,7 @@
     freezer     pausing; signals: to everybody in a cgroup
     files       reading and writing the files of one cgroup
 
-Loaded by those alone who need them, and never from here:
+For some callers only:
 
     counters    what a container uses (stats_v1, stats_v2)
     systemd     units over D-Bus (bus); unit_name, unit_properties and unit_annotations (pure) say what is asked for
@@ -19,35 +19,3 @@ Loaded by those alone who need them, and never from here:
 
 No process is ever moved by pid on the way in: see `Join`.
 """
-
-from __future__ import annotations
-
-from runtime.cgroups.cgroup import Cgroup, Join, create_cgroup, landlord_directory, open_cgroup, reopen
-from runtime.cgroups.driver import FS, SYSTEMD, booted_with_systemd, driver_of
-from runtime.cgroups.joining import LANDLORD_POLICY, STRICT_POLICY, parse_sub_cgroups
-from runtime.cgroups.layout import CgroupView, Hierarchy, Layout, detect_layout
-from runtime.cgroups.resources import FRESH, Current, Write, plan_writes
-
-__all__ = [
-    "FRESH",
-    "FS",
-    "LANDLORD_POLICY",
-    "STRICT_POLICY",
-    "SYSTEMD",
-    "Cgroup",
-    "CgroupView",
-    "Current",
-    "Hierarchy",
-    "Join",
-    "Layout",
-    "Write",
-    "booted_with_systemd",
-    "create_cgroup",
-    "detect_layout",
-    "driver_of",
-    "landlord_directory",
-    "open_cgroup",
-    "parse_sub_cgroups",
-    "plan_writes",
-    "reopen",
-]

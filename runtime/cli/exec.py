@@ -6,8 +6,7 @@ import os
 
 from runtime import state
 from runtime.affinity import format_cpu_list
-from runtime.cgroups import parse_sub_cgroups
-from runtime.cgroups.joining import LANDLORD, SUB
+from runtime.cgroups.joining import LANDLORD, SUB, parse_sub_cgroups
 from runtime.cli import logs
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.exec_process import wanted_process
@@ -26,8 +25,7 @@ from runtime.cli.launch import (
 from runtime.container import ExecOptions, ExecRequest
 from runtime.errors import InvalidState, ManorError
 from runtime.linux.fds import OwnedFd
-from runtime.operations import exec_
-from runtime.operations.exec import plan_affinity
+from runtime.operations.exec import exec_, plan_affinity
 from runtime.record import replace
 from runtime.stages.plan import Stdio
 from runtime.stages.stage0_parent import bury

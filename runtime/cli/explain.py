@@ -23,7 +23,7 @@ from runtime.net_devices import plan_net_devices
 from runtime.operations.apart import read_config
 from runtime.operations.process_plan import plan_limits, plan_process, plan_terms, plan_time_offsets
 from runtime.record import Record, replace
-from runtime.rootfs import plan_rootfs
+from runtime.rootfs.plan import plan_rootfs
 from runtime.spec.load import load_spec
 from runtime.spec.model import Hooks
 from runtime.stages.plan import DIRECT, Stdio

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from runtime.cgroups import FS, driver_of, open_cgroup, plan_writes
+from runtime.cgroups.cgroup import open_cgroup
 from runtime.cgroups.devices import plan_devices, v1_steps
+from runtime.cgroups.driver import FS, driver_of
 from runtime.cgroups.limits import split_births
+from runtime.cgroups.resources import plan_writes
 from runtime.cgroups.unit_name import parse_unit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runtime.cgroups import Layout
+    from runtime.cgroups.layout import Layout
     from runtime.cgroups.writes import Write
     from runtime.cli.explain import Plans
 

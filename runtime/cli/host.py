@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import stat
 
-from runtime import operations
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from runtime.cli.settings import is_rootless
 from runtime.cli.verbs import late
 from runtime.container import open_host
 from runtime.errors import InvalidArgument, Unsupported
+from runtime.operations.load import load
+from runtime.operations.load import lock as lock_container
 from runtime.stages.clone import spawn_placeholder
 from runtime.waiting import run
 
@@ -51,15 +52,15 @@ def _check_root(path: str) -> None:
 
 def container(call: Call) -> Container:
     """The container that the first argument of `call` names. NotFound, InvalidId, InvalidState."""
-    return operations.load(host(call.globals), call.arguments[0])
+    return load(host(call.globals), call.arguments[0])
 
 
 def sole(call: Call) -> tuple[OwnedFd, Container]:
     """The same for a verb that changes it: nobody else does as long as the descriptor, a lock, is open."""
     machine = host(call.globals)
-    lock = run(operations.lock(machine, call.arguments[0]))
+    lock = run(lock_container(machine, call.arguments[0]))
     try:
-        return lock, operations.load(machine, call.arguments[0])
+        return lock, load(machine, call.arguments[0])
     except BaseException:
         lock.close()
         raise

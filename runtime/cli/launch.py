@@ -15,8 +15,10 @@ from runtime.cli.host import host
 from runtime.cli.notify import DIRECTORY, Proxy
 from runtime.container import CreateOptions, CreateRequest
 from runtime.errors import InvalidArgument, ManorError, NotFound
-from runtime.operations import create, delete_by_force, lock
 from runtime.operations.apart import read_config
+from runtime.operations.create import create
+from runtime.operations.delete import delete_by_force
+from runtime.operations.load import lock
 from runtime.record import replace
 from runtime.spec.load import load_spec
 from runtime.waiting import run as drive

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import _signal
 
-from runtime import operations, state
+from runtime import state
 from runtime.cli import logs
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.host import container, host, sole
 from runtime.errors import InvalidArgument, InvalidState, NotFound
+from runtime.operations.delete import delete as delete_container
+from runtime.operations.delete import delete_by_force
+from runtime.operations.kill import is_for_everyone
+from runtime.operations.kill import kill as kill_container
+from runtime.operations.load import lock as lock_container
+from runtime.operations.update import pause as pause_container
+from runtime.operations.update import resume as resume_container
 from runtime.waiting import run
 
 TYPE_CHECKING = False
@@ -49,10 +56,10 @@ def kill(call: Call) -> int:
     number = signal_number(asked or "SIGTERM")
     found = container(call)
     try:
-        if found.status == state.STOPPED and not operations.is_for_everyone(found, number):
+        if found.status == state.STOPPED and not is_for_everyone(found, number):
             raise NotFound
         if number != 0:  # 0 asks only whether there is somebody (kill(2))
-            operations.kill(found, number)
+            kill_container(found, number)
     except NotFound:
         if not call.options["all"]:
             raise InvalidState("container not running") from None
@@ -72,7 +79,7 @@ def _delete(call: Call) -> tuple[str, ...]:
     with lock:
         if found.status not in (state.STOPPED, state.CREATED):
             raise InvalidState(f"cannot delete container {found.id} that is not stopped: {found.status}")
-        run(operations.delete(found))
+        run(delete_container(found))
     return found.warnings
 
 
@@ -81,13 +88,13 @@ def _delete_by_force(call: Call) -> tuple[str, ...]:
     machine, name = host(call.globals), call.arguments[0]
     lock = None
     try:
-        lock = run(operations.lock(machine, name))
+        lock = run(lock_container(machine, name))
     except NotFound:
         return ()
     except InvalidState as error:
         logs.warn(str(error))
     try:
-        return run(operations.delete_by_force(machine, name))
+        return run(delete_by_force(machine, name))
     except NotFound:
         return ()
     finally:
@@ -101,7 +108,7 @@ def pause(call: Call) -> int:
     with lock:
         if found.status in (state.STOPPED, state.PAUSED):
             raise InvalidState("container not running")
-        run(operations.pause(found))
+        run(pause_container(found))
     return 0
 
 
@@ -111,7 +118,7 @@ def resume(call: Call) -> int:
     with lock:
         if found.status != state.PAUSED:
             raise InvalidState("container not paused")
-        operations.resume(found)
+        resume_container(found)
     return 0
 
 

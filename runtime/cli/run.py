@@ -8,7 +8,7 @@ from runtime.cli.foreground import Foreground, hold_signals_back
 from runtime.cli.launch import DETACH, OPTIONS, USAGE, WHERE, Launch, discard, owner, tell
 from runtime.errors import ManorError
 from runtime.linux.process import set_child_subreaper
-from runtime.operations import start
+from runtime.operations.start import start
 from runtime.stages.plan import Stdio
 from runtime.waiting import run as drive
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from runtime import operations, state
+from runtime import state
 from runtime.cli.arguments import Verb
 from runtime.cli.host import sole
 from runtime.cli.notify import Proxy
 from runtime.errors import InvalidState
 from runtime.hooks import HookError
+from runtime.operations.delete import delete_by_force
+from runtime.operations.start import start as start_container
 from runtime.waiting import run
 
 TYPE_CHECKING = False
@@ -29,11 +31,9 @@ def start(call: Call) -> int:
         if proxy is not None:
             proxy.listen()
         try:
-            run(operations.start(found))
+            run(start_container(found))
         except HookError:
-            run(
-                operations.delete_by_force(found.host, found.id)
-            )  # runtime.md, "Lifecycle": as if it were deleted
+            run(delete_by_force(found.host, found.id))  # runtime.md, "Lifecycle": as if it were deleted
             raise
     if proxy is not None:
         proxy.await_ready(found.pid, found.pidfd.fileno())

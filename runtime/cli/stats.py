@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
 
 _LARGEST = (1 << 64) - 1
 _CPUSET_NUMBERS = (

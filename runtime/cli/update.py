@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
-from runtime import operations, rdt, state
+from runtime import rdt, state
 from runtime.cgroups.resources import ignored_fields
 from runtime.cli import logs
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.host import sole
 from runtime.errors import CgroupError, ConfigError, InvalidArgument, InvalidState, Unsupported
 from runtime.linux.fds import OwnedFd
+from runtime.operations.update import update as update_container
 from runtime.spec.json import dump, parse
 from runtime.spec.load import load_resources
 from runtime.undo import Undo
@@ -68,7 +69,7 @@ def update(call: Call) -> int:
                     raise InvalidState("updating a non-existent Intel RDT configuration is not supported")
                 undo.push(set_schemata, found.terms.rdt[0], former_schemata(found.terms.rdt[0], schemata))
                 set_schemata(found.terms.rdt[0], schemata)
-            run(operations.update(found, resources))
+            run(update_container(found, resources))
             undo.keep()
     return 0
 

@@ -20,7 +20,7 @@ import _signal
 import os
 
 from runtime import state, terms
-from runtime.cgroups import reopen
+from runtime.cgroups.cgroup import reopen
 from runtime.container import Container, CreateOptions, CreateRequest
 from runtime.errors import ConfigError, ManorError, StageError
 from runtime.linux.fds import OwnedFd, close_all

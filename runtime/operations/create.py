@@ -6,7 +6,8 @@ import os
 import time
 
 from runtime import state, terms, trace
-from runtime.cgroups import FS, create_cgroup, driver_of
+from runtime.cgroups.cgroup import create_cgroup
+from runtime.cgroups.driver import FS, driver_of
 from runtime.container import Container
 from runtime.errors import CgroupError, InvalidState, ManorError, StageError, Unsupported
 from runtime.linux import constants as c
@@ -30,8 +31,8 @@ from runtime.operations.process_plan import (
     untold,
 )
 from runtime.record import replace
-from runtime.rootfs import plan_rootfs
 from runtime.rootfs.on_host import detach
+from runtime.rootfs.plan import plan_rootfs
 from runtime.stages.direct import landlord_fds
 from runtime.stages.plan import LandlordPlan
 from runtime.stages.stage0_parent import HostSide, bury, choose_shape, launch_landlord
@@ -42,7 +43,7 @@ from runtime.user_mapping import caller, check_rootless, plan_mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
     from runtime.container import CreateRequest, Host, Terms
     from runtime.namespaces import NamespacePlan
     from runtime.operations.process_plan import LimitsPlan

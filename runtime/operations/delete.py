@@ -15,7 +15,7 @@ from runtime.waiting import Readable, Sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
     from runtime.container import Container, Host
     from runtime.waiting import Operation
 

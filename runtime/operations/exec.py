@@ -6,7 +6,8 @@ import errno
 
 from runtime import rdt, state
 from runtime.affinity import format_cpu_list, isolated_cpus, plan_tenant
-from runtime.cgroups import LANDLORD_POLICY, STRICT_POLICY, landlord_directory
+from runtime.cgroups.cgroup import landlord_directory
+from runtime.cgroups.joining import LANDLORD_POLICY, STRICT_POLICY
 from runtime.cgroups.transient_cpuset import make_transient_cpuset
 from runtime.container import Tenant
 from runtime.errors import CgroupError, ManorError, StageError
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.affinity import AffinityPlan
-    from runtime.cgroups import Cgroup, Join
+    from runtime.cgroups.cgroup import Cgroup, Join
     from runtime.cgroups.transient_cpuset import TransientCpuset
     from runtime.container import Container, ExecRequest
     from runtime.linux.fds import OwnedFd

@@ -11,7 +11,8 @@ import fcntl
 import os
 
 from runtime import state, terms
-from runtime.cgroups import SYSTEMD, driver_of, open_cgroup, reopen
+from runtime.cgroups.cgroup import open_cgroup, reopen
+from runtime.cgroups.driver import SYSTEMD, driver_of
 from runtime.container import Container
 from runtime.errors import InvalidState, ManorError, NotFound
 from runtime.linux.fds import OwnedFd
@@ -24,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from runtime.cgroups import Cgroup
+    from runtime.cgroups.cgroup import Cgroup
     from runtime.container import Host
     from runtime.waiting import Operation
 

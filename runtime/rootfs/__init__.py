@@ -23,18 +23,3 @@ Every path below the root is resolved by openat2 inside it and used as a file de
 detached and moved onto such a descriptor. A symlink in the image can therefore choose a place inside the
 root, never one outside, and nobody can swap a directory between our check and our mount.
 """
-
-from runtime.rootfs.apply import MountedRoot, apply_mounts
-from runtime.rootfs.pivot import make_cwd, pivot_into
-from runtime.rootfs.plan import RootfsPlan, plan_rootfs
-from runtime.rootfs.protect import protect
-
-__all__ = [
-    "MountedRoot",
-    "RootfsPlan",
-    "apply_mounts",
-    "make_cwd",
-    "pivot_into",
-    "plan_rootfs",
-    "protect",
-]

@@ -37,7 +37,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.cgroups import Join as CgroupJoin
+    from runtime.cgroups.cgroup import Join as CgroupJoin
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan, ProcessPlan, TenantPlan

@@ -31,7 +31,7 @@ from runtime.user_mapping import UserMapping, write_mapping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from runtime.rootfs import RootfsPlan
+    from runtime.rootfs.plan import RootfsPlan
     from runtime.stages.clone import Step
 
 OPENER = "0:MOUNT"

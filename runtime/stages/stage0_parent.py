@@ -42,7 +42,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.cgroups import Join as CgroupJoin
+    from runtime.cgroups.cgroup import Join as CgroupJoin
     from runtime.linux.fds import OwnedFd
     from runtime.namespaces import NamespacePlan
     from runtime.record import Record

@@ -17,7 +17,9 @@ from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import setdomainname, setns, unshare
 from runtime.namespaces import enter
-from runtime.rootfs import apply_mounts, make_cwd, pivot_into, protect
+from runtime.rootfs.apply import apply_mounts
+from runtime.rootfs.pivot import make_cwd, pivot_into
+from runtime.rootfs.protect import protect
 from runtime.stages.messages import HostDone, HostRequest, Start
 from runtime.stages.mount_sources import HostsSources
 from runtime.stages.program import announce, prepare_program, run_program

@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from runtime.cgroups import Join as CgroupJoin
+    from runtime.cgroups.cgroup import Join as CgroupJoin
     from runtime.linux.fds import OwnedFd
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step

@@ -193,6 +193,16 @@ def test_a_shim_loads_only_light_modules() -> None:
     assert not offences(found())
 
 
+def test_a_package_of_the_runtime_loads_nothing_of_ours() -> None:
+    packages = [path for path in sources("runtime") if path.name == "__init__.py"]
+    assert not offences(
+        f"{name(path)}:{item.line} imports {item.module}"
+        for path in packages
+        for item in imports(path)
+        if item.module.split(".")[0] in PACKAGES
+    )
+
+
 def test_nothing_in_a_shim_is_imported_late() -> None:
     """A late import is memory that no other shim shares, read from files that an upgrade may have replaced.
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cgroups import Layout, detect_layout
-from runtime.cgroups.layout import HYBRID, make_layout
+from runtime.cgroups.layout import HYBRID, Layout, detect_layout, make_layout
 from tests.e2e.cgroups.yard import Yard
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cgroups import Layout, landlord_directory
+from runtime.cgroups.cgroup import landlord_directory
+from runtime.cgroups.layout import Layout
 from runtime.spec.model import Cpu
 from tests.e2e.cgroups.hugetlb import landlord_moved_away
 from tests.e2e.cgroups.yard import Yard

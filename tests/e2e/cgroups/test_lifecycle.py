@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cgroups import Cgroup, counters, stats_v1, stats_v2
+from runtime.cgroups import counters, stats_v1, stats_v2
+from runtime.cgroups.cgroup import Cgroup
 from runtime.errors import CgroupError
 from runtime.spec.model import DeviceRule, Memory, Pids, Resources
 from runtime.waiting import run

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import Cgroup, limits
+from runtime.cgroups import limits
+from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.stats_v1 import page_sizes
 from runtime.errors import CgroupError, ManorError
 from runtime.spec.load import load_resources

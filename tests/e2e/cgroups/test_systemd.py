@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import Cgroup, Layout, booted_with_systemd, create_cgroup, detect_layout, reopen
 from runtime.cgroups.bus import system_sockets
-from runtime.cgroups.layout import UNIFIED
+from runtime.cgroups.cgroup import Cgroup, create_cgroup, reopen
+from runtime.cgroups.driver import booted_with_systemd
+from runtime.cgroups.layout import UNIFIED, Layout, detect_layout
 from runtime.errors import CgroupError, ConfigError
 from runtime.linux.process import clone3
 from runtime.spec.model import BlockIo, Cpu, DeviceRule, Memory, Pids, Resources

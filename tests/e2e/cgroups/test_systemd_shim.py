@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import booted_with_systemd
+from runtime.cgroups.driver import booted_with_systemd
 from shim.api import task
 from shim.api.codec import decode, encode
 from shim.api.options import Options, RuntimeOptions

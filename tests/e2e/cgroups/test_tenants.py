@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cgroups import Cgroup, detect_layout, parse_sub_cgroups
-from runtime.cgroups.layout import UNIFIED
+from runtime.cgroups.cgroup import Cgroup
+from runtime.cgroups.joining import parse_sub_cgroups
+from runtime.cgroups.layout import UNIFIED, detect_layout
 from runtime.cgroups.transient_cpuset import TransientCpuset, make_transient_cpuset
 from runtime.errors import CgroupError
 from runtime.linux.process import clone3

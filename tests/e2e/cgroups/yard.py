@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from runtime.cgroups import Cgroup, Layout, create_cgroup, detect_layout
+from runtime.cgroups.cgroup import Cgroup, create_cgroup
+from runtime.cgroups.layout import Layout, detect_layout
 from runtime.linux.fds import OwnedFd, pipe
 from runtime.linux.process import clone3
 from runtime.spec.model import Resources

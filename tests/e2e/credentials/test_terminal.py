@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.errors import ManorError
-from runtime.operations import start
+from runtime.operations.start import start
 from runtime.stages.plan import DIRECT, STAGED
 from runtime.waiting import run
 

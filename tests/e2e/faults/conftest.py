@@ -18,7 +18,7 @@ import pytest
 
 from runtime import faults, trace
 from runtime.errors import NotFound
-from runtime.operations import delete_by_force
+from runtime.operations.delete import delete_by_force
 from runtime.waiting import run
 from tests.e2e.runtime.conftest import Runner, _inventory, _reap, runner, way
 from tests.harness.bundles import Bundle

@@ -18,7 +18,12 @@ import pytest
 from runtime import faults, trace
 from runtime.container import CreateOptions, CreateRequest, ExecRequest
 from runtime.errors import StageError
-from runtime.operations import ApartRequest, create, create_apart, delete, delete_by_force, exec_, load, start
+from runtime.operations.apart import ApartRequest, create_apart
+from runtime.operations.create import create
+from runtime.operations.delete import delete, delete_by_force
+from runtime.operations.exec import exec_
+from runtime.operations.load import load
+from runtime.operations.start import start
 from runtime.spec.load import load_process, load_spec
 from runtime.stages.plan import DIRECT, Stdio
 from runtime.waiting import run

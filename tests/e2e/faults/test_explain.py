@@ -15,7 +15,7 @@ import pytest
 
 from runtime.cli.explain import acts_of, as_json, make_plans
 from runtime.container import CreateOptions, CreateRequest
-from runtime.operations import create
+from runtime.operations.create import create
 from runtime.spec.load import load_spec
 from runtime.stages.plan import DIRECT, STAGED, Stdio
 from runtime.waiting import run
@@ -24,9 +24,10 @@ from tests.e2e.faults.conftest import Runner, joining, mapped, rich
 CALLS = "write,fsopen,fsconfig,fsmount,open_tree,move_mount,mount_setattr,mknodat,symlinkat,pivot_root"
 CREATE = """
 import sys
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from runtime.container import CreateRequest, open_host
-from runtime.operations import create, delete
+from runtime.operations.create import create
+from runtime.operations.delete import delete
 from runtime.spec.load import load_spec
 from runtime.stages.plan import Stdio
 from runtime.waiting import run

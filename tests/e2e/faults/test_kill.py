@@ -14,7 +14,7 @@ import pytest
 
 from runtime import trace
 from runtime.errors import NotFound
-from runtime.operations import delete_by_force
+from runtime.operations.delete import delete_by_force
 from runtime.waiting import run
 from tests.e2e.faults.conftest import Leaks, Place, Runner, Watch, remove, rich
 from tests.e2e.faults.test_every_step import Life, Walker, reach

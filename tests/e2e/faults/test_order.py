@@ -20,7 +20,10 @@ from runtime import faults, trace
 from runtime.container import CreateRequest, ExecRequest
 from runtime.errors import StageError
 from runtime.linux import seccomp as kernel
-from runtime.operations import create, delete, exec_, start
+from runtime.operations.create import create
+from runtime.operations.delete import delete
+from runtime.operations.exec import exec_
+from runtime.operations.start import start
 from runtime.seccomp import compile_profile
 from runtime.spec.load import load_process, load_spec
 from runtime.spec.model import Seccomp, SeccompRule

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.oci import without_v2
-from runtime.cgroups import detect_layout
-from runtime.cgroups.layout import HYBRID, LEGACY
+from runtime.cgroups.layout import HYBRID, LEGACY, detect_layout
 from tests.unit.runtime.forked import in_child
 
 

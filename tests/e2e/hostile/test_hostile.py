@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from tests.harness.bundles import make_rootfs
 from tests.unit.runtime.spec.hostile import Case, Raw, cases, odd_files, places, whole_config, with_value
 

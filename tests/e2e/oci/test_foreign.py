@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from tests.e2e.oci.conftest import Oci
 
 pytestmark = pytest.mark.manor_only(reason="runc has other files and no --delay-at")

@@ -212,9 +212,9 @@ def test_a_pid_that_is_somebody_elses_by_now_is_not_the_container(oci: Oci) -> N
 
 @pytest.mark.manor_only("its light state and the operations' must be the same")
 def test_state_says_what_the_operations_go_by(oci: Oci) -> None:
-    from runtime.cgroups import detect_layout
+    from runtime.cgroups.layout import detect_layout
     from runtime.container import open_host
-    from runtime.operations import load
+    from runtime.operations.load import load
 
     host = open_host(str(oci.root), str(oci.root / "@seccomp"), detect_layout())
 
@@ -240,9 +240,12 @@ def test_state_says_what_the_operations_go_by(oci: Oci) -> None:
 
 @pytest.mark.manor_only("a shim of Manor's owns the container")
 def test_what_a_shim_holds_is_listed_too(oci: Oci) -> None:
-    from runtime.cgroups import detect_layout
+    from runtime.cgroups.layout import detect_layout
     from runtime.container import open_host
-    from runtime.operations import ApartRequest, create_apart, delete, kill, start
+    from runtime.operations.apart import ApartRequest, create_apart
+    from runtime.operations.delete import delete
+    from runtime.operations.kill import kill
+    from runtime.operations.start import start
     from runtime.stages.plan import Stdio
     from runtime.waiting import run
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
-from runtime.cgroups.layout import UNIFIED
+from runtime.cgroups.layout import UNIFIED, detect_layout
 from tests.e2e.oci.conftest import Oci, cgroup_directories
 
 pytestmark = pytest.mark.skipif(detect_layout().mode != UNIFIED, reason="the files are cgroup v2's")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from tests.e2e.oci.conftest import Oci
 
 MIB = 1 << 20

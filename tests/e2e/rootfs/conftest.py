@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from runtime.linux import constants as c
 from runtime.linux import mount as m
 from runtime.linux.fds import OwnedFd
 from runtime.linux.process import unshare
-from runtime.rootfs import MountedRoot, apply_mounts, make_cwd, pivot_into, plan_rootfs, protect
+from runtime.rootfs.apply import MountedRoot, apply_mounts
+from runtime.rootfs.pivot import make_cwd, pivot_into
+from runtime.rootfs.plan import plan_rootfs
+from runtime.rootfs.protect import protect
 from runtime.spec.load import load_spec
 from runtime.stages.plan import DIRECT
 from tests.e2e.runtime.conftest import Runner, runner

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from runtime.linux.constants import WALL
 from runtime.linux.process import unshare
-from runtime.operations import start
-from runtime.rootfs import RootfsPlan, apply_mounts, make_cwd, pivot_into, plan_rootfs, protect
+from runtime.operations.start import start
+from runtime.rootfs.apply import apply_mounts
 from runtime.rootfs.device_plan import DeviceNode
+from runtime.rootfs.pivot import make_cwd, pivot_into
+from runtime.rootfs.plan import RootfsPlan, plan_rootfs
+from runtime.rootfs.protect import protect
 from runtime.spec.load import load_spec
 from runtime.waiting import run
 from tests.e2e.rootfs.conftest import NAMESPACES, bind, mount_lines, tmpfs

@@ -14,7 +14,7 @@ from tests.e2e.rootfs.conftest import mount_lines, options_of, replace_place, tm
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.rootfs import MountedRoot
+    from runtime.rootfs.apply import MountedRoot
     from tests.e2e.rootfs.conftest import Canary, Inside
     from tests.harness.bundles import Bundle
 

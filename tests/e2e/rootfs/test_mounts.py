@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from runtime.errors import StageError
 from runtime.linux import constants as c
 from runtime.linux import mount as m

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from runtime.errors import ManorError, StageError
 from runtime.linux import constants as c
 from runtime.linux import mount as m
 from runtime.linux.process import unshare
-from runtime.operations import start
-from runtime.rootfs import apply_mounts, plan_rootfs
+from runtime.operations.start import start
+from runtime.rootfs.apply import apply_mounts
 from runtime.rootfs.on_host import detach
+from runtime.rootfs.plan import plan_rootfs
 from runtime.spec.load import load_spec
 from runtime.waiting import run
 from tests.e2e.rootfs.conftest import (

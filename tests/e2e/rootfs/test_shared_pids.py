@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.errors import StageError
-from runtime.operations import start
+from runtime.operations.start import start
 from runtime.stages import shared_pids
 from runtime.stages.plan import STAGED
 from runtime.waiting import run

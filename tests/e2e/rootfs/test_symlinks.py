@@ -17,7 +17,7 @@ import pytest
 
 from runtime.errors import ManorError
 from runtime.linux.constants import WALL
-from runtime.operations import start
+from runtime.operations.start import start
 from runtime.waiting import run as drive
 from tests.e2e.rootfs.conftest import bind, mount_lines, replace_place, tmpfs
 

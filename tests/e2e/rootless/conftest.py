@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
-from runtime.cgroups.layout import UNIFIED
+from runtime.cgroups.layout import UNIFIED, detect_layout
 from runtime.linux import constants as c
 from runtime.linux.process import unshare
 from tests.e2e.cgroups.yard import until

@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import detect_layout
+from runtime.cgroups.layout import detect_layout
 from runtime.container import Container, CreateRequest, ExecRequest, Host, Tenant, open_host
-from runtime.operations import ApartRequest, create, create_apart, delete, exec_, kill, start
+from runtime.operations.apart import ApartRequest, create_apart
+from runtime.operations.create import create
+from runtime.operations.delete import delete
+from runtime.operations.exec import exec_
+from runtime.operations.kill import kill
+from runtime.operations.start import start
 from runtime.spec.load import load_process, load_spec
 from runtime.stages.plan import DIRECT, STAGED, Stdio
 from runtime.waiting import run

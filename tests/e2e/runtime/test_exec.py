@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.errors import ConfigError, InvalidState, StageError
-from runtime.operations import start
+from runtime.operations.start import start
 from runtime.stages.plan import Stdio
 from runtime.waiting import run
 

@@ -12,17 +12,12 @@ import pytest
 from runtime import state
 from runtime.container import Container, CreateOptions, CreateRequest, ExecRequest
 from runtime.errors import InvalidState, ManorError, NotFound
-from runtime.operations import (
-    container_ids,
-    create,
-    delete,
-    delete_by_force,
-    exec_,
-    kill,
-    load,
-    oci_state,
-    start,
-)
+from runtime.operations.create import create
+from runtime.operations.delete import delete, delete_by_force
+from runtime.operations.exec import exec_
+from runtime.operations.kill import kill
+from runtime.operations.load import container_ids, load, oci_state
+from runtime.operations.start import start
 from runtime.spec.load import load_process, load_spec
 from runtime.stages.plan import DIRECT, STAGED, Stdio
 from runtime.waiting import run

@@ -11,7 +11,7 @@ import pytest
 
 from runtime import state
 from runtime.errors import ManorError
-from runtime.operations import start
+from runtime.operations.start import start
 from runtime.stages.plan import STAGED
 from runtime.waiting import run
 

@@ -24,7 +24,9 @@ from runtime.errors import (
     NotFound,
     StageError,
 )
-from runtime.operations import apart, kill, start
+from runtime.operations import apart
+from runtime.operations.kill import kill
+from runtime.operations.start import start
 from runtime.state import load
 from runtime.waiting import run
 from tests.e2e.runtime.conftest import Pipes, _reap

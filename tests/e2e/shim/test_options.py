@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import booted_with_systemd
+from runtime.cgroups.driver import booted_with_systemd
 from shim.api import task
 from shim.api.codec import encode
 from shim.api.message import Message

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from runtime import faults
-from runtime.cgroups import Layout
-from runtime.cgroups.layout import Hierarchy
+from runtime.cgroups.layout import Hierarchy, Layout
 from runtime.cli.explain import Act, acts_of, as_json, as_text, make_plans, sentence
 from runtime.container import Host
 from runtime.errors import ConfigError

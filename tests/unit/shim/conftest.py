@@ -30,7 +30,8 @@ def shim(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
     """A pod whose containers are played."""
     reaper = Reaper(loop)
     runtime = Runtime(reaper)
-    monkeypatch.setattr(containers, "operations", runtime)
+    for name in ("create_apart", "start", "exec_", "kill", "pause", "resume", "update", "delete"):
+        monkeypatch.setattr(containers, name, getattr(runtime, name))
     return Shim(loop, tmp_path, runtime, reaper)
 
 

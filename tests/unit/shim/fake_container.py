@@ -12,7 +12,7 @@ from runtime import state
 from runtime.container import Terms
 from runtime.errors import InvalidState, NotFound
 from runtime.linux.fds import OwnedFd
-from runtime.operations.apart import ApartRequest, read_config
+from runtime.operations.apart import read_config
 from runtime.spec.load import load_spec
 from runtime.waiting import Sleep
 from shim import journal
@@ -87,8 +87,6 @@ class Runtime:
         self.asked: list[str] = []
         self.next_pid = 100
         self.pidfd: OwnedFd | None = None
-
-    ApartRequest = ApartRequest
 
     def _step(self, name: str) -> Generator[Any, Any, int]:
         self.asked.append(name)

@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cgroups import (
-    Cgroup,
-    Hierarchy,
-    counters,
-    create_cgroup,
-    landlord_directory,
-    open_cgroup,
-    reopen,
-)
-from runtime.cgroups.layout import Layout, make_layout
+from runtime.cgroups import counters
+from runtime.cgroups.cgroup import Cgroup, create_cgroup, landlord_directory, open_cgroup, reopen
+from runtime.cgroups.layout import Hierarchy, Layout, make_layout
 from runtime.errors import CgroupError, ConfigError, Unsupported
 from runtime.spec.model import Pids, Resources
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cgroups import LANDLORD_POLICY, STRICT_POLICY, Cgroup, Layout, parse_sub_cgroups
-from runtime.cgroups.joining import LANDLORD, OWN, SUB
-from runtime.cgroups.layout import Hierarchy, make_layout
+from runtime.cgroups.cgroup import Cgroup
+from runtime.cgroups.joining import LANDLORD, LANDLORD_POLICY, OWN, STRICT_POLICY, SUB, parse_sub_cgroups
+from runtime.cgroups.layout import Hierarchy, Layout, make_layout
 from runtime.errors import CgroupError, InvalidArgument
 
 

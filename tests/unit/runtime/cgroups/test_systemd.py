@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cgroups import bus, create_cgroup, reopen
+from runtime.cgroups import bus
 from runtime.cgroups.bus import BusError, session_path, session_sockets, system_sockets
-from runtime.cgroups.cgroup import Cgroup
+from runtime.cgroups.cgroup import Cgroup, create_cgroup, reopen
 from runtime.cgroups.layout import Hierarchy, Layout, make_layout
 from runtime.cgroups.systemd import Placeholder, Systemd, unit_object
 from runtime.errors import CgroupError, ConfigError, InvalidState

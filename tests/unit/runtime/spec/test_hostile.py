@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from runtime.cgroups import Layout
-from runtime.cgroups.layout import Hierarchy
+from runtime.cgroups.layout import Hierarchy, Layout
 from runtime.cli.explain import acts_of, make_plans
 from runtime.container import Host
 from runtime.errors import ConfigError, ManorError, StageError
