@@ -12,6 +12,7 @@ A map, from the caller downwards; each floor may use the ones below it, never th
     terms                      a container's terms as JSON: for state.json, and from its maker to its keeper
 
     container                  Host, Container, Tenant: what a verb takes and gives
+    bundle                     its config.json, as it lies there
     payload                    the program itself: file, arguments, environment, directory, and the execve
 
     rootfs/                    its file system: decided, made, entered and closed off

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runtime.cgroups.layout import Layout
     from runtime.cgroups.systemd import Systemd
     from runtime.limits import MemoryPlan
-    from runtime.seccomp import Filter
+    from runtime.linux.seccomp import Filter
     from runtime.spec.model import Capabilities, ExecCpuAffinity, Hooks, Process, Spec
     from runtime.stages.plan import Stdio
     from runtime.stages.stage0_parent import Launched

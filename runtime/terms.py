@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from runtime.container import Terms
 from runtime.limits import MemoryPlan
+from runtime.linux.seccomp import Filter
 from runtime.record import as_dict
-from runtime.seccomp import Filter
 from runtime.spec.model import Capabilities, ExecCpuAffinity, Hook, Hooks
 
 TYPE_CHECKING = False

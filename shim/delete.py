@@ -15,11 +15,11 @@ import os
 import time
 
 from runtime import state
+from runtime.bundle import read_config
 from runtime.cgroups.cgroup import Cgroup, open_cgroup
 from runtime.container import open_host
 from runtime.errors import ManorError, describe
 from runtime.linux.fds import OwnedFd
-from runtime.operations.apart import read_config
 from runtime.operations.delete import remove_cgroup
 from runtime.operations.load import cgroup_asked_for
 from runtime.spec.load import load_spec

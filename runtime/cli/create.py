@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runtime.cli import logs
 from runtime.cli.arguments import Verb
-from runtime.cli.launch import OPTIONS, USAGE, WHERE, Launch, discard, tell
+from runtime.cli.launch import OPTIONS, USAGE, WHERE, Launch, discard
 from runtime.errors import ManorError
 from runtime.stages.plan import Stdio
 
@@ -25,7 +25,7 @@ def create(call: Call) -> int:
             raise
     except (ManorError, OSError) as error:
         return logs.fatal(f"{call.program} create failed: {logs.explain(error)}")
-    tell(container.warnings, container.marks)
+    logs.tell(container.warnings, container.marks)
     return 0
 
 

@@ -11,8 +11,7 @@ from runtime.cli import logs
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.exec_process import wanted_process
 from runtime.cli.foreground import Foreground, hold_signals_back
-from runtime.cli.host import container
-from runtime.cli.launch import (
+from runtime.cli.handover import (
     CONSOLE_SOCKET,
     DETACH,
     PID_FILE,
@@ -20,8 +19,8 @@ from runtime.cli.launch import (
     Handover,
     check_preserved,
     check_terminal,
-    tell,
 )
+from runtime.cli.host import container
 from runtime.container import ExecOptions, ExecRequest
 from runtime.errors import InvalidState, ManorError
 from runtime.linux.fds import OwnedFd
@@ -85,7 +84,7 @@ def _foreground(found: Container, request: ExecRequest, handover: Handover) -> i
 
 def _start(found: Container, request: ExecRequest, handover: Handover) -> Tenant:
     tenant = drive(exec_(found, request))
-    tell(tenant.warnings, tenant.marks)
+    logs.tell(tenant.warnings, tenant.marks)
     if logs.log.debugging:
         _tell_where(found, request, tenant)
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
+from runtime.bundle import read_config
 from runtime.errors import ConfigError, InvalidArgument
 from runtime.linux.fds import OwnedFd
-from runtime.operations.apart import read_config
 from runtime.record import replace
 from runtime.spec.load import load_process, load_spec
 from runtime.spec.model import Capabilities

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from runtime import rdt, seccomp
+from runtime.bundle import read_config
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.explain_cgroup import cgroup_details, limit_of_processes
 from runtime.cli.explain_rootfs import device_details, mount_details, pivot_details, protection_details
@@ -20,14 +21,14 @@ from runtime.linux import capability
 from runtime.linux import constants as c
 from runtime.namespaces import KINDS, plan_namespaces
 from runtime.net_devices import plan_net_devices
-from runtime.operations.apart import read_config
-from runtime.operations.process_plan import plan_limits, plan_process, plan_terms, plan_time_offsets
+from runtime.operations.container_plan import plan_terms, plan_time_offsets
+from runtime.operations.process_plan import plan_limits, plan_process
 from runtime.record import Record, replace
 from runtime.rootfs.plan import plan_rootfs
 from runtime.spec.load import load_spec
 from runtime.spec.model import Hooks
+from runtime.stages.landlord import choose_shape
 from runtime.stages.plan import DIRECT, Stdio
-from runtime.stages.stage0_parent import choose_shape
 from runtime.stages.stage1_namespaces import LATE_KINDS
 from runtime.sysctls import plan_sysctls
 from runtime.user_mapping import caller, plan_mapping

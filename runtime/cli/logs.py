@@ -16,6 +16,7 @@ from runtime.spec.json import dump
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cli.arguments import Globals
+    from runtime.trace import Marks
 
 ERROR, WARNING, INFO, DEBUG = "error", "warning", "info", "debug"
 EXECUTE = "execute"  # the last step of a start
@@ -140,3 +141,13 @@ def _quoted(text: str) -> str:
         _ESCAPES.get(each) or (each if each.isprintable() else f"\\u{ord(each):04x}") for each in text
     )
     return f'"{made}"'
+
+
+def tell(warnings: tuple[str, ...], marks: Marks = ()) -> None:
+    """Log the warnings of an operation, and for --debug its steps with the time that each has taken."""
+    for warning in warnings:
+        warn(warning)
+    before = marks[0][1] if marks else 0
+    for step, when in marks:
+        debug(f"{step}: {(when - before) / 1e6:.2f} ms")
+        before = when

@@ -5,7 +5,8 @@ from __future__ import annotations
 from runtime.cli import logs
 from runtime.cli.arguments import Option, Verb
 from runtime.cli.foreground import Foreground, hold_signals_back
-from runtime.cli.launch import DETACH, OPTIONS, USAGE, WHERE, Launch, discard, owner, tell
+from runtime.cli.handover import DETACH
+from runtime.cli.launch import OPTIONS, USAGE, WHERE, Launch, discard, owner
 from runtime.errors import ManorError
 from runtime.linux.process import set_child_subreaper
 from runtime.operations.start import start
@@ -67,12 +68,12 @@ def _foreground(call: Call) -> int:
 
 def _start(launch: Launch, container: Container) -> None:
     """Hand over what the caller wants and start it; where that fails it has to go."""
-    tell(container.warnings)
+    logs.tell(container.warnings)
     launch.hand_over(container)
     if launch.proxy is not None:
         launch.proxy.listen()
     drive(start(container))
-    tell((), container.marks)
+    logs.tell((), container.marks)
 
 
 VERBS = {

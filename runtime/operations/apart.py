@@ -20,6 +20,7 @@ import _signal
 import os
 
 from runtime import state, terms
+from runtime.bundle import read_config
 from runtime.cgroups.cgroup import reopen
 from runtime.container import Container, CreateOptions, CreateRequest
 from runtime.errors import ConfigError, ManorError, StageError
@@ -30,7 +31,7 @@ from runtime.operations.load import cgroup_asked_for
 from runtime.operations.process_plan import complete
 from runtime.record import Record
 from runtime.spec.json import dump, parse
-from runtime.spec.load import MAX_CONFIG_BYTES, load_spec
+from runtime.spec.load import load_spec
 from runtime.stages.channel import Channel, ChannelClosed, channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.messages import Created
@@ -202,21 +203,6 @@ def _create(host: Host, request: ApartRequest, stdio: Stdio) -> Container:
         request.id, request.bundle, spec, stdio, request.shape, sibling=True, options=request.options
     )
     return run(create(host, asked, timeline))
-
-
-def read_config(bundle: str) -> bytes:
-    """The bundle's config.json. ConfigError when it cannot be read, or is too large to be one."""
-    path = f"{bundle}/config.json"
-    try:
-        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
-            data = b""
-            while part := os.read(fd.fileno(), 1 << 20):
-                data += part
-                if len(data) > MAX_CONFIG_BYTES:
-                    raise ConfigError("", f"{path} has more than {MAX_CONFIG_BYTES} bytes")
-    except OSError as error:
-        raise ConfigError("", f"read {path}: {os.strerror(error.errno or 0)}") from error
-    return data
 
 
 def _describe(container: Container) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a container asks of the host around its start and its end: hooks, network devices, resctrl groups, listeners.
+"""What a container asks of the host while it is made: hooks, network devices, resctrl groups, id maps.
 
 Few containers have any of it. The plan of a container carries calls made here; those without carry none.
 """
@@ -7,50 +7,23 @@ from __future__ import annotations
 
 import os
 
-from runtime import hooks, net_devices, rdt, seccomp_notify, state
+from runtime import hooks, net_devices, rdt
 from runtime.linux.fds import OwnedFd
 from runtime.net_devices import plan_net_devices
-from runtime.payload import own_home, prepare_environment
+from runtime.operations.lifecycle_hooks import host_hooks
 from runtime.rdt import find_resctrl, plan_rdt
-from runtime.record import replace
-from runtime.spec.json import dump
-from runtime.spec.model import Hooks
 from runtime.stages.clone import spawn_hook
 from runtime.user_mapping import write_by_tools, write_mapping
-from runtime.waiting import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
-    from runtime.container import Container, CreateRequest, Host, Terms
+    from runtime.container import CreateRequest, Host
     from runtime.net_devices import MovedDevice
     from runtime.rdt import RdtPlan
-    from runtime.spec.model import Spec
     from runtime.user_mapping import UserMapping
     from runtime.waiting import Operation
-
-
-def hooks_to_keep(spec: Spec) -> Hooks | None:
-    """Those of `spec` that are still to be run when it stands at the start gate; None for none."""
-    asked = spec.hooks
-    if asked is None:
-        return None
-    kept = replace(asked, prestart=(), create_runtime=(), create_container=())
-    return None if kept == Hooks() else kept
-
-
-def environment() -> tuple[str, ...]:
-    """Our own, which a hook of the runtime's namespaces has if it names none."""
-    return tuple(f"{name}={value}" for name, value in os.environ.items())
-
-
-def programs_environment(env: tuple[str, ...]) -> tuple[str, ...]:
-    """The one that the container's program will have, as `env` entries."""
-    return tuple(
-        os.fsdecode(name + b"=" + value) for name, value in prepare_environment(env, own_home).items()
-    )
 
 
 class Attendance:
@@ -116,25 +89,6 @@ def _set_up(said: str) -> None:
     net_devices.bring_up(net_devices.decode(said))
 
 
-def notify(
-    said: Terms, container_id: str, bundle: str, status: str, landlord: int = 0
-) -> Callable[[int, OwnedFd], Operation[None]] | None:
-    """Hand the seccomp listener over to the agent that the profile names; None for a filter without one.
-
-    `landlord` is the pid of init where it is a tenant's: the state is that of the container.
-    """
-    if said.listener is None:
-        return None
-    agent, metadata = said.listener
-
-    def hand_over(pid: int, listener: OwnedFd) -> Operation[None]:
-        shown = state.shown(said.oci_version, container_id, status, landlord or pid, bundle, said.annotations)
-        message = seccomp_notify.process_state(pid, metadata, shown)
-        yield from seccomp_notify.send(agent, message, listener.fileno())
-
-    return hand_over
-
-
 def write_maps(host: Host, pid: int, mapping: UserMapping, time_offsets: str) -> Operation[None]:
     """The uid and gid maps of `pid`'s user namespace, by newuidmap and newgidmap where we may not. MappingError.
 
@@ -146,74 +100,3 @@ def write_maps(host: Host, pid: int, mapping: UserMapping, time_offsets: str) ->
         name = f"{pid}/timens_offsets"
         with OwnedFd(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=host.procfs.fileno())) as offsets:
             os.write(offsets.fileno(), time_offsets.encode())
-
-
-def host_hooks(request: CreateRequest) -> Callable[[int], Operation[None]] | None:
-    """prestart and createRuntime: on the host, while the mounts stand and the root is still the host's."""
-    asked = request.spec.hooks
-    if asked is None or not (asked.prestart or asked.create_runtime):
-        return None
-
-    def run_them(pid: int) -> Operation[None]:
-        said = dump(_state_of(request, state.CREATING, pid))
-        around = spawn_hook, environment(), request.bundle
-        yield from hooks.run("prestart", asked.prestart, said, *around)
-        yield from hooks.run("createRuntime", asked.create_runtime, said, *around)
-
-    return run_them
-
-
-def container_hooks(request: CreateRequest, moment: str, status: str) -> Callable[[], None] | None:
-    """createContainer or startContainer: run by init, as its children. They are told the pid that it has inside.
-
-    As with runc, the first begin in the root file system and with no environment, the others as the process will.
-    """
-    asked = request.spec.hooks
-    if asked is None:
-        return None
-    listed = asked.create_container if moment == "createContainer" else asked.start_container
-    if not listed:
-        return None
-    rootfs = os.path.join(request.bundle, request.spec.root.path)
-
-    def run_them() -> None:
-        said = dump(_state_of(request, status, os.getpid()))
-        if moment == "createContainer":
-            run(hooks.run(moment, listed, said, spawn_hook, (), rootfs))
-        else:
-            run(hooks.run(moment, listed, said, spawn_hook, programs_environment(request.spec.process.env)))
-
-    return run_them
-
-
-def _state_of(request: CreateRequest, status: str, pid: int) -> dict[str, Any]:
-    spec = request.spec
-    return state.shown(spec.oci_version, request.id, status, pid, request.bundle, spec.annotations)
-
-
-def run_poststart(container: Container) -> Operation[None]:
-    """HookError for the first that fails (runtime.md, "Lifecycle", 9: the container is then to be stopped)."""
-    asked = container.terms.hooks
-    if asked is not None and asked.poststart:
-        said = _told(container, state.RUNNING)
-        yield from hooks.run("poststart", asked.poststart, said, spawn_hook, environment(), container.bundle)
-
-
-def run_poststop(container: Container) -> Operation[tuple[str, ...]]:
-    """All of them, whatever fails; a warning for each that did."""
-    asked = container.terms.hooks
-    if asked is None or not asked.poststop:
-        return ()
-    said = _told(container, state.STOPPED)
-    return (
-        yield from hooks.run_all(
-            "poststop", asked.poststop, said, spawn_hook, environment(), container.bundle
-        )
-    )
-
-
-def _told(container: Container, status: str) -> bytes:
-    said: Terms = container.terms
-    return dump(
-        state.shown(said.oci_version, container.id, status, container.pid, container.bundle, said.annotations)
-    )

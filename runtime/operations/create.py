@@ -14,28 +14,27 @@ from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import start_time
 from runtime.namespaces import open_joins, plan_namespaces
-from runtime.operations.attend import Attendance, container_hooks, notify, write_maps
+from runtime.operations.attend import Attendance, write_maps
+from runtime.operations.container_plan import monotonic_offset_ns, plan_terms, plan_time_offsets, untold
 from runtime.operations.delete import remove_cgroup
 from runtime.operations.gate import make_gate
+from runtime.operations.lifecycle_hooks import container_hooks
+from runtime.operations.listener import notify
 from runtime.operations.load import lock
 from runtime.operations.process_plan import (
     complete,
     lend_oom_score,
-    monotonic_offset_ns,
     plan_limits,
     plan_process,
-    plan_terms,
-    plan_time_offsets,
     set_limits,
     set_scheduler,
-    untold,
 )
 from runtime.record import replace
 from runtime.rootfs.on_host import detach
 from runtime.rootfs.plan import plan_rootfs
-from runtime.stages.direct import landlord_fds
+from runtime.stages.landlord import choose_shape, landlord_fds, launch_landlord
 from runtime.stages.plan import LandlordPlan
-from runtime.stages.stage0_parent import HostSide, bury, choose_shape, launch_landlord
+from runtime.stages.stage0_parent import HostSide, bury
 from runtime.sysctls import plan_sysctls
 from runtime.trace import Timeline
 from runtime.undo import Undo

@@ -7,8 +7,8 @@ import os
 
 from runtime import rdt, state, trace
 from runtime.errors import CgroupError, InvalidState, NotFound
-from runtime.operations.attend import run_poststop
 from runtime.operations.kill import kill
+from runtime.operations.lifecycle_hooks import run_poststop
 from runtime.operations.load import cgroup_of, load, open_init
 from runtime.rootfs.on_host import detach
 from runtime.waiting import Readable, Sleep

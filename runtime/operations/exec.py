@@ -12,8 +12,8 @@ from runtime.cgroups.transient_cpuset import make_transient_cpuset
 from runtime.container import Tenant
 from runtime.errors import CgroupError, ManorError, StageError
 from runtime.linux.process import start_time
-from runtime.operations.attend import notify
 from runtime.operations.gate import knock_to_enter
+from runtime.operations.listener import notify
 from runtime.operations.process_plan import (
     complete,
     lend_oom_score,
@@ -23,10 +23,10 @@ from runtime.operations.process_plan import (
     set_scheduler,
 )
 from runtime.record import replace
-from runtime.stages.direct import BIND
 from runtime.stages.plan import TenantPlan
-from runtime.stages.stage0_parent import HostSide, choose_tenant_shape, launch_tenant
+from runtime.stages.stage0_parent import HostSide
 from runtime.stages.start_gate import close_doors
+from runtime.stages.tenant import BIND, choose_tenant_shape, launch_tenant
 from runtime.trace import Timeline
 from runtime.user_mapping import caller
 from runtime.waiting import Sleep

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import os
 
-from runtime import limits, seccomp
-from runtime.affinity import ANNOTATION
-from runtime.cgroups.resources import ignored_fields
-from runtime.container import Terms
+from runtime import limits
 from runtime.credentials import plan_credentials
 from runtime.labels import require_available
-from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
-from runtime.operations.attend import hooks_to_keep
 from runtime.record import Record, replace
-from runtime.spec.checks import named
 from runtime.stages.plan import ProcessPlan, Stdio
 from runtime.user_mapping import caller
 
@@ -22,49 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.container import Host
+    from runtime.container import Host, Terms
     from runtime.limits import Limit, SchedulerPlan
-    from runtime.namespaces import NamespacePlan
-    from runtime.spec.model import Process, Spec
-
-
-def plan_terms(host: Host, spec: Spec, namespaces: NamespacePlan) -> Terms:
-    """What init and every tenant have in common; the seccomp filter is compiled here, once."""
-    linux = spec.linux
-    profile = linux.seccomp
-    return Terms(
-        namespaces=namespaces.kinds,
-        init_is_first=bool(namespaces.new & c.CLONE_NEWPID),
-        oci_version=spec.oci_version,
-        annotations=spec.annotations,
-        hooks=hooks_to_keep(spec),
-        listener=None
-        if profile is None or not profile.listener_path
-        else (profile.listener_path, profile.listener_metadata or ""),
-        filter=None if linux.seccomp is None else seccomp.cached(linux.seccomp, host.seccomp_cache),
-        personality=None if linux.personality is None else limits.plan_personality(linux.personality)[0],
-        memory_policy=None if linux.memory_policy is None else limits.plan_memory_policy(linux.memory_policy),
-        umask=spec.process.user.umask,
-        capabilities=spec.process.capabilities,
-        cpuset=None if linux.resources.cpu is None else linux.resources.cpu.cpus,
-        affinity=spec.process.exec_cpu_affinity,
-        transition=(spec.annotations or {}).get(ANNOTATION),
-    )
-
-
-def untold(spec: Spec) -> tuple[str, ...]:
-    """Warnings for what `spec` asks to no effect, as with runc: the kernel has none of it any more.
-
-    And for what it says in a way that it should not.
-    """
-    personality = spec.linux.personality
-    flags = () if personality is None else limits.plan_personality(personality)[1]
-    relative = (
-        f"mounts[{index}].destination: {named(mount.destination)} is taken as relative to /, which is deprecated"
-        for index, mount in enumerate(spec.mounts)
-        if not mount.destination.startswith("/")
-    )
-    return (*flags, *ignored_fields(spec.linux.resources), *relative)
+    from runtime.spec.model import Process
 
 
 def plan_process(
@@ -95,18 +49,6 @@ def plan_process(
         memory_policy=terms.memory_policy,
         preserved_fds=preserved_fds,
     )
-
-
-def plan_time_offsets(spec: Spec) -> str:
-    """The lines for /proc/PID/timens_offsets (time_namespaces(7)); "" for none."""
-    offsets = spec.linux.time_offsets or {}
-    return "".join(f"{clock} {offset.secs} {offset.nanosecs}\n" for clock, offset in offsets.items())
-
-
-def monotonic_offset_ns(spec: Spec) -> int:
-    """How far ahead the container's CLOCK_MONOTONIC will be."""
-    offset = (spec.linux.time_offsets or {}).get("monotonic")
-    return 0 if offset is None else offset.secs * 1_000_000_000 + offset.nanosecs
 
 
 class LimitsPlan(Record):

@@ -6,9 +6,9 @@ import _signal
 
 from runtime import state
 from runtime.errors import ManorError, NotFound
-from runtime.operations.attend import run_poststart
 from runtime.operations.gate import knock_to_start
 from runtime.operations.kill import kill
+from runtime.operations.lifecycle_hooks import run_poststart
 from runtime.stages.stage0_parent import STAGE_TIMEOUT_S, Launched, start_landlord
 from runtime.trace import Timeline
 

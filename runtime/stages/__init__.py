@@ -2,7 +2,8 @@
 
 Three processes, one file each, as in runc and youki:
 
-    stage0_parent      the shim or the command line: clones, answers requests, waits for "ready"
+    landlord  tenant   who is to be cloned: a container's init, an exec, in the shape that is right for it
+    stage0_parent      the shim or the command line: answers requests, waits for "ready"
     stage1_namespaces  1:INTER: cgroup, user and PID namespace, clones stage 2 as its sibling, exits
     stage2_init        2:INIT of a landlord: rootfs, pivot, credentials, start gate, execve
     start_gate         what init does there until somebody starts it
@@ -10,10 +11,10 @@ Three processes, one file each, as in runc and youki:
     mount_sources      0:MOUNT: opens for init what only the host's side may, on init's request
     shared_pids        what 1:INTER does for an init that joins a PID namespace by path: all up to the pivot
 
-`direct` does stage 1's work around a single clone where the caller is root and the user namespaces
-allow it: the same steps from the same functions. `plan` is what all of them are told before the clone.
-`clone` is the one place where any of them is forked, `program` the end that all have in common. `seal` and `graft`
-keep the interpreter out of containers' reach. `messages` and `channel` carry the conversation:
+Two shapes: `staged` clones all three; `direct` does stage 1's work around a single clone where the caller is root and
+the user namespaces allow it: the same steps from the same functions. `plan` is what all of them are told before they
+are cloned, `clone` the one place where that is done, `program` the end that all have in common. `seal` and `graft` keep
+the interpreter out of containers' reach. `messages` and `channel` carry the conversation:
 
     main                                1:INTER                         2:INIT
      │ clone ────────────────────────────►│                                │

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from runtime.sysctls import SysctlWrite
     from runtime.user_mapping import UserMapping
 
-# How stage 1's work is done; the choice is `stage0_parent.choose_shape`'s and `choose_tenant_shape`'s.
+# How stage 1's work is done; the choice is `landlord.choose_shape`'s and `tenant.choose_tenant_shape`'s.
 DIRECT = "direct"
 STAGED = "staged"
 

@@ -1,24 +1,21 @@
 """Stage 0: the parent's side. Clone, answer what the stages ask, wait until one says it is ready.
 
 We are in the shim or in the command line. Our job is whatever needs the host's view: id maps, limits,
-hooks. Everything that waits is yielded (`runtime.waiting`), so no stage can block a pod. Which of the
-two shapes does stage 1's work is decided by `choose_shape`; both hold the same conversation.
+hooks. Everything that waits is yielded (`runtime.waiting`), so no stage can block a pod. Who is cloned, and which of
+the two shapes does stage 1's work, is decided by `landlord` and `tenant`; all hold the same conversation.
 """
 
 from __future__ import annotations
 
 import _signal
-import errno
 import os
 import select
 
 from runtime import trace
-from runtime.cgroups.joining import LANDLORD, OWN
+from runtime.cgroups.joining import OWN
 from runtime.errors import ManorError, StageError
-from runtime.linux import constants as c
 from runtime.linux.fds import close_all
 from runtime.linux.process import pidfd_getfd
-from runtime.stages import direct, staged
 from runtime.stages.messages import (
     HostDone,
     HostRequest,
@@ -33,21 +30,16 @@ from runtime.stages.messages import (
     SourcesRequest,
     Start,
 )
-from runtime.stages.mount_sources import launch_opener
-from runtime.stages.plan import DIRECT, STAGED
-from runtime.stages.stage1_namespaces import FALLBACK_ERRORS
 from runtime.waiting import Claim, Exit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from runtime.cgroups.cgroup import Join as CgroupJoin
     from runtime.linux.fds import OwnedFd
-    from runtime.namespaces import NamespacePlan
     from runtime.record import Record
     from runtime.stages.channel import Channel
-    from runtime.stages.plan import LandlordPlan, TenantPlan
+    from runtime.stages.direct import Channels
     from runtime.trace import Timeline
     from runtime.waiting import Operation
 
@@ -117,92 +109,6 @@ class Launched:
             self.console.close()
 
 
-def choose_shape(namespaces: NamespacePlan) -> str:
-    """`direct` where one clone is enough: root, and no user namespace that stands in the way of another join.
-
-    A namespace made by the clone that also makes the user namespace belongs to it; one that is joined by
-    path belongs to another, which the child could not enter any more. And init is not to be born into somebody
-    else's PID namespace before it has left the host.
-    """
-    if os.geteuid() != 0 or namespaces.join_of(c.CLONE_NEWUSER) is not None:
-        return STAGED
-    if not namespaces.new & c.CLONE_NEWUSER:
-        return DIRECT if namespaces.pid_join is None else STAGED
-    return STAGED if any(join.kind != c.CLONE_NEWPID for join in namespaces.joins) else DIRECT
-
-
-def choose_tenant_shape(kinds: int) -> str:
-    """`staged` for a container with a PID namespace: a stage must not be seen in it before it has left the host.
-
-    The direct shape's only child is born there with the host's root and mounts, and the shim's descriptors.
-    """
-    return STAGED if kinds & c.CLONE_NEWPID else DIRECT
-
-
-def launch_landlord(
-    plan: LandlordPlan, cgroup: CgroupJoin, shape: str, host: HostSide
-) -> Operation[Launched]:
-    """Bring a container's init up to its start gate. StageError, with no process left, when a step fails."""
-    launch = direct.launch_landlord if shape == DIRECT else staged.launch_landlord
-    host.open_sources = lambda pidfd, socket: launch_opener(plan.rootfs, pidfd, socket)
-    born_in = cgroup.v2_dir
-    try:
-        channels = launch(plan, cgroup, born_in)
-    except OSError as error:
-        if error.errno != errno.ENOSYS or born_in is None:
-            raise _clone_failure(error) from error
-        channels = launch(plan, cgroup, None)  # no clone3: it joins by cgroup.procs
-    return (yield from _converse(channels, host))
-
-
-def launch_tenant(
-    plan: TenantPlan,
-    cgroup: CgroupJoin,
-    shape: str,
-    host: HostSide,
-    landlord_cgroup: Callable[[], OwnedFd] | None,
-) -> Operation[Launched]:
-    """Bring an exec past its execve. `landlord_cgroup` opens the cgroup to fall back to, None allows none."""
-    launch = direct.launch_tenant if shape == DIRECT else staged.launch_tenant
-    joined, why, fallback = cgroup.place, "", None
-    # On its way through another cpuset it is born in our cgroup, and joins its own by itself.
-    born_in = cgroup.v2_dir if plan.cpuset is None else None
-    try:
-        try:
-            if born_in is None and cgroup.v2_dir is not None and landlord_cgroup is not None:
-                fallback = landlord_cgroup()
-            channels = launch(plan, cgroup, born_in, fallback)
-        except OSError as error:
-            if born_in is None:
-                raise
-            if error.errno in FALLBACK_ERRORS and landlord_cgroup is not None:
-                # Init moved away: into a child, so that its cgroup holds controllers (EBUSY), or for good.
-                fallback = landlord_cgroup()
-                joined, why = LANDLORD, os.strerror(error.errno or 0)
-                channels = launch(plan, cgroup, fallback, None)
-            elif error.errno == errno.ENOSYS:
-                fallback = landlord_cgroup() if landlord_cgroup is not None else None
-                channels = launch(plan, cgroup, None, fallback)
-            else:
-                raise
-    except OSError as error:
-        raise _clone_failure(error) from error
-    finally:
-        if fallback is not None:
-            fallback.close()
-    launched = yield from _converse(channels, host)
-    launched.cgroup, launched.cgroup_why = joined, why
-    try:
-        yield from await_execve(launched, host.patience_s)
-        host.timeline.mark("execute")
-    except BaseException as failure:
-        if not isinstance(failure, GeneratorExit):  # else nobody drives us any more
-            yield from bury(launched.pid, launched.pidfd)
-        launched.close()
-        raise
-    return launched
-
-
 def start_landlord(launched: Launched, patience_s: float | None = STAGE_TIMEOUT_S) -> Operation[None]:
     """Open the start gate and wait until execve has succeeded. StageError with the reason if it did not.
 
@@ -220,11 +126,12 @@ def await_execve(launched: Launched, patience_s: float | None = STAGE_TIMEOUT_S)
     yield from launched.channel.ended(patience_s)
 
 
-def _clone_failure(error: OSError) -> StageError:
+def clone_failure(error: OSError) -> StageError:
+    """What the caller is told of a clone that failed."""
     return StageError("main", "clone", "", os.strerror(error.errno or 0), error.errno or 0)
 
 
-def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
+def converse(channels: Channels, host: HostSide) -> Operation[Launched]:
     """Answer requests until Ready; on any failure, the stages are killed and waited for, and it is raised."""
     child, pidfd = channels.pid, channels.pidfd
     yield Claim(child)
@@ -263,7 +170,7 @@ def _converse(channels: direct.Channels, host: HostSide) -> Operation[Launched]:
     return launched
 
 
-def _converse_with_intermediate(channels: direct.Channels, host: HostSide) -> Operation[None]:
+def _converse_with_intermediate(channels: Channels, host: HostSide) -> Operation[None]:
     inter = channels.inter
     assert inter is not None
     while True:

@@ -34,7 +34,7 @@ FLOORS = (
     ("operations", "features"),
     ("stages",),
     ("terms",),
-    ("container", "payload"),
+    ("container", "payload", "bundle"),
     (
         *("rootfs", "cgroups", "namespaces", "credentials", "seccomp", "seccomp_enosys", "labels", "limits"),
         *("affinity", "sysctls", "terminal", "hooks", "user_mapping", "rdt", "net_devices", "seccomp_notify"),

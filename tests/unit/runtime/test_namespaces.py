@@ -10,8 +10,8 @@ from runtime.errors import StageError
 from runtime.linux import constants as c
 from runtime.namespaces import Join, open_joins, plan_namespaces
 from runtime.spec.model import Namespace
+from runtime.stages.landlord import choose_shape
 from runtime.stages.plan import DIRECT, STAGED
-from runtime.stages.stage0_parent import choose_shape
 
 MOUNT = Namespace("mount")
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from runtime import state
+from runtime.bundle import read_config
 from runtime.container import Terms
 from runtime.errors import InvalidState, NotFound
 from runtime.linux.fds import OwnedFd
-from runtime.operations.apart import read_config
 from runtime.spec.load import load_spec
 from runtime.waiting import Sleep
 from shim import journal

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.cli import launch
+from runtime.cli import handover, launch
 from runtime.cli.arguments import Call, Globals
 from runtime.cli.create import VERBS
 from runtime.errors import InvalidArgument
@@ -45,19 +45,19 @@ def number() -> Iterator[int]:
 
 
 def test_an_inherited_descriptor_is_preserved(number: int) -> None:
-    assert launch.check_preserved(number - 3, 1) == number - 2
-    assert launch.check_preserved(5, 0) == 5
+    assert handover.check_preserved(number - 3, 1) == number - 2
+    assert handover.check_preserved(5, 0) == 5
 
 
 def test_one_that_is_not_open_is_named(number: int) -> None:
     with pytest.raises(InvalidArgument, match=r"preserved-fd 1 \(of 2\): descriptor 201 is not open"):
-        launch.check_preserved(number - 3, 2)
+        handover.check_preserved(number - 3, 2)
 
 
 def test_one_of_ours_is_not_the_callers(number: int) -> None:
     os.set_inheritable(number, False)
     with pytest.raises(InvalidArgument, match=r"preserved-fd 0 \(of 1\): descriptor 200 is not open"):
-        launch.check_preserved(number - 3, 1)
+        handover.check_preserved(number - 3, 1)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,6 @@ def test_a_terminal_must_have_somebody_to_go_to(terminal: bool, detach: bool, so
     process = Process(terminal=terminal)
     if told:
         with pytest.raises(InvalidArgument, match=f"^{told}$"):
-            launch.check_terminal(call, process, detach)
+            handover.check_terminal(call, process, detach)
     else:
-        launch.check_terminal(call, process, detach)
+        handover.check_terminal(call, process, detach)

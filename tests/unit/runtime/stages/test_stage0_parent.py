@@ -81,7 +81,7 @@ def stage(script: Script, keep: tuple[int, ...] = ()) -> Channels:
 
 
 def converse(channels: Channels, recorder: Recorder | None = None) -> Launched:
-    return run(stage0_parent._converse(channels, (recorder or Recorder()).side))
+    return run(stage0_parent.converse(channels, (recorder or Recorder()).side))
 
 
 def waits_for_start(far: Channel) -> None:
@@ -245,7 +245,7 @@ def test_limits_that_cannot_be_set_end_the_stage() -> None:
 
     channels = stage(waits_for_start)
     with pytest.raises(PermissionError):
-        run(stage0_parent._converse(channels, HostSide(Timeline(), refuse)))
+        run(stage0_parent.converse(channels, HostSide(Timeline(), refuse)))
     with pytest.raises(ChildProcessError):
         os.waitpid(channels.pid, 0)
 
