@@ -88,7 +88,11 @@ class CreateOptions(Record):
 
 
 class CreateRequest(Record):
-    """What a container is made of. `bundle` is absolute; `shape` forces the stages' shape (tests), "" chooses."""
+    """What a container is made of. `bundle` is absolute; `shape` forces the stages' shape (tests), "" chooses.
+
+    `prepare` is called when state.json says what there will be to clean up, before anything else is made: to mount
+    the root file system, say. It may block and raise; what it has done is the caller's to undo.
+    """
 
     id: str
     bundle: str
@@ -97,6 +101,7 @@ class CreateRequest(Record):
     shape: str = ""
     sibling: bool = False
     options: CreateOptions = CreateOptions()
+    prepare: Callable[[], None] | None = None
 
 
 class ExecOptions(Record):

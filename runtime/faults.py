@@ -62,9 +62,10 @@ STEPS: dict[str, tuple[str, ...]] = {
     "main": (
         "clone creator",
         "read config",
-        "prepare root file system",
         "make state directory",
         "make start gate",
+        "announce",
+        "prepare root file system",
         "plan",
         "make cgroup",
         "clone",

@@ -47,6 +47,14 @@ class Timeline:
         """Take in the marks of another process; the clock is the same for all of a machine."""
         self._marks += marks
 
+    def latest(self) -> tuple[str, int]:
+        """The last mark of our own that there is so far; ("", 0) without one."""
+        return self._marks[-1] if self._marks else ("", 0)
+
+    def began_ns(self) -> int:
+        """When the first mark was made; now, without one."""
+        return self._marks[0][1] if self._marks else time.monotonic_ns()
+
     def marks(self) -> Marks:
         """All of them, in the order of their times."""
         return tuple(sorted(self._marks, key=lambda mark: mark[1]))

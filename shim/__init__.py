@@ -12,6 +12,7 @@ How a shim comes to be, and ends:
     delete info                    the actions of the same names: after a shim that is dead; what `-info` prints
     options toml                   a handler's options, from whichever form they come in; TOML text
     sockets                        a pod's socket, and whether a shim lives behind it
+    deed                           whose a pod's state directory is: a lock, and a note
     systemd                        the way to systemd, where cgroups are its units
 
 Its loop, and its door:
@@ -22,6 +23,7 @@ Its loop, and its door:
     server errors                  calls to handlers, answers back; what a caller is told of a failure
     task_service                   containerd's Task API, a few lines a method
     sandbox_service log_service    its Sandbox API, for pods that are left to us; the calls about container logs
+    ps_service                     all that the pod has, in one answer, for `manor ps`
 
 A pod and what is in it:
 

@@ -117,12 +117,14 @@ class Container:
         try:
             if process.status != CREATED:
                 raise failed_precondition(f"cannot start a {process.status} process")
+            process.starting = timeline
             with self.pod.reaper.hold():
                 if process is self.init:
                     yield from self._start_init(timeline)
                 else:
                     yield from self._start_exec(process, timeline)
         finally:
+            process.starting = None
             process.mutex.release()
 
     def _start_init(self, timeline: Timeline) -> Steps[None]:
@@ -333,7 +335,7 @@ def create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[Co
     state.check_id(request.id)
     if request.checkpoint:
         raise unimplemented("restore from a checkpoint")
-    pod.reserve(request.id)
+    pod.reserve(request.id, timeline)
     try:
         container = yield from _create(pod, request, timeline)
     except BaseException:
@@ -373,7 +375,7 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
             prepare=lambda: rootfs_mounts.mount_all(steps),
             options=CreateOptions(no_pivot=options.no_pivot_root, keyring=not options.no_new_keyring),
             adapt=None if tenancy is None else tenancy.adapt,
-            keep=() if tenancy is None else tenancy.fds,
+            keep=pod.keep if tenancy is None else (*pod.keep, *tenancy.fds),
         )
         host = replace(pod.host, systemd_cgroup=True) if options.systemd_cgroup else pod.host
         with pod.reaper.hold():

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import _signal
 import os
+import time
 
 from runtime.cgroups.cgroup import open_cgroup
 from runtime.cgroups.layout import detect_layout
 from runtime.container import open_host
 from runtime.errors import InvalidArgument, describe
 from runtime.linux.fds import OwnedFd
+from runtime.linux.procstat import start_time
 from runtime.waiting import Sleep
-from shim import bootstrap, info, sockets, spans, systemd
-from shim.api import logs, sandbox, task
+from shim import bootstrap, deed, info, sockets, spans, systemd
+from shim.api import logs, ps, sandbox, task
 from shim.api.codec import encode
 from shim.api.types import timestamp
 from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
+from shim.deed import Deed
 from shim.delete import Remains, killed, known_exit
 from shim.events import Publisher
 from shim.exits import Reaper
@@ -29,6 +32,7 @@ from shim.log_service import LogService
 from shim.loop import Loop
 from shim.options import read_handler, unheeded
 from shim.pod import Pod
+from shim.ps_service import PsService
 from shim.sandbox_service import SandboxService
 from shim.server import Server
 from shim.task_service import TaskService
@@ -53,6 +57,8 @@ FAREWELL_S = 2.0
 # How long it waits for whoever asked for its end to hang up: a client in Go that sees an answer and the end of the
 # connection at once may take either, and containerd fails to remove a pod by the latter.
 PARTING_S = 1.0
+# How long `delete` waits for the end of a dead shim and of what it had begun: containerd waits five seconds for it.
+PARTED_S = 3.0
 # How long one with nothing in it waits for somebody to connect: containerd may be killed before it knows of its shim.
 LEFT_S = 60.0
 # Spans are for later reading; what is going on comes first.
@@ -103,13 +109,21 @@ def _delete(request: StartRequest, invocation: Invocation) -> None:
     warnings: list[str] = []
     directory = pod_directory(request.environ, name)
     socket_path = sockets.recorded_socket(directory) or f"{bootstrap.SOCKET_DIR}/{name}"
-    if sockets.is_served(socket_path):
+    alive, taken = sockets.is_served(socket_path), None
+    if not alive:
+        try:
+            taken = deed.take(directory, PARTED_S)
+        except TimeoutError as error:
+            alive = sockets.is_served(socket_path)  # the next one, by now
+            warnings.append(describe(error))
+    if alive:
         ended = known_exit(directory, invocation.id, bundle) or killed(invocation.id)
     else:
-        remains = Remains(directory, request.layout or detect_layout())
-        ended = remains.remove_all(invocation.id, bundle)
-        warnings = remains.warnings
-        sockets.remove_socket(socket_path)
+        with taken or OwnedFd(-1):
+            remains = Remains(directory, request.layout or detect_layout())
+            ended = remains.remove_all(invocation.id, bundle)
+            sockets.remove_socket(socket_path)
+        warnings += remains.warnings
     answer = task.DeleteResponse(ended.pid, ended.code, timestamp(ended.exited_at))
     _answer(request, encode(answer), "".join(f"{warning}\n" for warning in warnings).encode(errors="replace"))
 
@@ -130,22 +144,29 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     path = f"{wanted.socket_dir}/{name}"
     address = f"unix://{path}"
     directory = pod_directory(request.environ, name)
-    listener = sockets.listen(path)
+    if handler.options.root:
+        sockets.place_pod(directory, handler.options.root)
+    held = deed.hold(directory)
+
+    def claim() -> None:
+        deed.write(held, _deed(wanted, path, _path_of(request.cwd_fd)))
+        sockets.record_socket(directory, path)
+
+    listener: OwnedFd | None = None
     try:
+        listener = sockets.listen(path, claim)
         layout = request.layout or detect_layout()
         if listener is not None:
             _join_shim_cgroup(handler.options.shim_cgroup, layout)
-            if handler.options.root:
-                sockets.place_pod(directory, handler.options.root)
-            sockets.record_socket(directory, path)
         bootstrap.write_address(request.cwd_fd.fileno(), address)
         _answer(request, bootstrap.encode_answer(wanted, address))
     except BaseException:
         if listener is not None:
             sockets.remove_socket(path)
-            sockets.forget_pod(directory)
+        deed.give_up(directory, held)
         raise
     if listener is None:
+        held.close()
         return
     log = Log(f"{_path_of(request.cwd_fd)}/log", RUNTIME_NAME, wanted.debug)
     request.cwd_fd.close()
@@ -154,7 +175,21 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     traced = spans.enabled(request.environ)
     for line in unheeded(handler.options):
         log.write(WARNING, line)
-    Shim(listener, path, wanted, host, log, run_dir(request.environ), traced, handler).serve()
+    Shim(listener, path, wanted, host, log, run_dir(request.environ), traced, handler, held).serve()
+
+
+def _deed(wanted: Bootstrap, path: str, bundle: str) -> Deed:
+    pid = os.getpid()
+    return Deed(
+        pid,
+        start_time(pid),
+        wanted.namespace,
+        wanted.id,
+        path,
+        bundle,
+        wanted.grpc_address,
+        time.time_ns(),
+    )
 
 
 def _join_shim_cgroup(path: str, layout: Layout) -> None:
@@ -195,8 +230,10 @@ class Shim:
         state_dir: str,
         traced: bool,
         handler: Handler,
+        held: OwnedFd,
     ) -> None:
         self._path = path
+        self._held = held
         self._log = log
         self._loop = Loop()
         self._loop.on_failure = log.bug
@@ -215,11 +252,13 @@ class Shim:
         self._pod = Pod(self._loop, reaper, self._events, host, log, self._spans.emit, self.shutdown, journal)
         self._pod.handler = handler
         self._pod.namespace = wanted.namespace
+        self._pod.keep = (held.fileno(),)
         methods = TaskService(self._pod).methods()
         services = {
             task.SERVICE_V2: methods,
             task.SERVICE_V3: methods,
             logs.SERVICE: LogService(self._pod).methods(),
+            ps.SERVICE: PsService(self._pod).methods(),
             sandbox.SERVICE: SandboxService(self._pod).methods(),
         }
         self._server = Server(self._loop, listener, services, log)
@@ -257,6 +296,6 @@ class Shim:
         self._server.close()
         self._events.close()
         self._spans.close()
-        sockets.forget_pod(self._pod.host.root)
+        deed.give_up(self._pod.host.root, self._held)
         self._log.write(DEBUG, "shim ended")
         self._loop.stop()

@@ -21,7 +21,7 @@ from runtime.container import open_host
 from runtime.errors import ManorError, describe
 from runtime.linux.fds import OwnedFd
 from runtime.operations.delete import remove_cgroup
-from runtime.operations.load import cgroup_asked_for
+from runtime.operations.load import cgroup_asked_for, cgroup_of
 from runtime.spec.load import load_spec
 from runtime.waiting import run
 from shim import journal, rootfs_mounts, systemd
@@ -134,6 +134,11 @@ class Remains:
             os.close(pidfd)
 
     def _remove_cgroup_of(self, left: state.State, container_id: str) -> None:
+        if not left.pid:  # a create that was cut short
+            host = open_host(self._root, "", self._layout, systemd=systemd.manager)
+            with host.procfs:
+                self._remove_cgroup(cgroup_of(host, left))
+            return
         cgroup = open_cgroup(self._layout, left.cgroups_path, container_id)
         if left.unit and systemd.available():  # else the unit goes when systemd sees that its cgroup has gone
             cgroup = Cgroup(self._layout, cgroup.path, left.unit, systemd.manager)

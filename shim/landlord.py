@@ -91,7 +91,7 @@ def bring_up(
 
     `bundle` is made here, and the caller's to remove.
     """
-    keep = tuple(fd.fileno() for fd in joins.values())
+    keep = (*pod.keep, *(fd.fileno() for fd in joins.values()))
     paths = {name: f"/proc/self/fd/{fd.fileno()}" for name, fd in joins.items()}
     os.mkdir(bundle, 0o700)
     _write(f"{bundle}/config.json", dump(config(plan, paths, max(_OOM_SCORE_ADJ, _own_score()))), 0o600)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from runtime.container import Host
-    from runtime.trace import Marks
+    from runtime.trace import Marks, Timeline
     from shim.container import Container
     from shim.events import Publisher
     from shim.exits import Reaper
@@ -53,22 +53,27 @@ class Pod:
         self.journal = journal or Journal("", log)
         self.journal.undeleted = self._undeleted_exits
         self.namespace = ""  # containerd's
+        self.keep: tuple[int, ...] = ()  # what each process has open that makes something for the pod: `deed`
         self.sandbox: Sandbox | None = None  # where containerd leaves the pod itself to us, too
+        self.creating: dict[str, Timeline] = {}
         self._containers: dict[str, Container | None] = {}  # None while one is being created
 
-    def reserve(self, container_id: str) -> None:
+    def reserve(self, container_id: str, timeline: Timeline) -> None:
         """Take the id for a container that is about to be created. AlreadyExists if it is taken."""
         if container_id in self._containers:
             raise already_exists(f"container {container_id}")
         self._containers[container_id] = None
+        self.creating[container_id] = timeline
 
     def add(self, container: Container) -> None:
         """The container of a reserved id has been created."""
         self._containers[container.id] = container
+        self.creating.pop(container.id, None)
 
     def remove(self, container_id: str) -> None:
         """Forget a container, or a reservation."""
         self._containers.pop(container_id, None)
+        self.creating.pop(container_id, None)
 
     def find(self, container_id: str) -> Container:
         """The container of that id. NotFound without one."""

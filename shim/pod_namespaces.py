@@ -22,7 +22,7 @@ from runtime.linux.fds import OwnedFd, close_all
 from runtime.linux.process import setns, unshare
 from runtime.namespaces import KINDS
 from runtime.stages.channel import Channel, channel_pair
-from runtime.stages.clone import clone_stage
+from runtime.stages.clone import clone_stage, end_with
 from runtime.stages.messages import MappingRequest, MappingWritten, Ready
 from runtime.stages.stage1_namespaces import become_root_inside
 from runtime.stages.stage2_init import bring_up_loopback
@@ -43,15 +43,20 @@ TIMEOUT_S = 60.0
 _NS_GET_USERNS = 0xB701  # linux/nsfs.h: the user namespace that another belongs to (Linux 4.9)
 
 
-def make_namespaces(plan: PodPlan, prepare: Callable[[], None]) -> Operation[dict[str, OwnedFd]]:
+def make_namespaces(
+    plan: PodPlan, prepare: Callable[[], None], keep: tuple[int, ...] = ()
+) -> Operation[dict[str, OwnedFd]]:
     """The pod's namespaces by their OCI names, without that of its processes; the descriptors are the caller's.
 
-    `prepare` is called in the child first. StageError with the step that failed.
+    `prepare` is called in the child first, which has the descriptors `keep`. StageError with the step that failed.
     """
     near, far = channel_pair("main", MAKER)
+    shim = os.getpid()
     flags = 0 if "user" in plan.own else plan.new  # which is to own the others: it comes first
     try:
-        pid, number = clone_stage(MAKER, lambda step: _set_up(step, plan, prepare, far), far, (), flags)
+        pid, number = clone_stage(
+            MAKER, lambda step: _set_up(step, plan, prepare, far, shim), far, keep, flags
+        )
     except OSError as error:
         near.close()
         raise StageError("main", "clone", MAKER, os.strerror(error.errno or 0), error.errno or 0) from error
@@ -89,7 +94,8 @@ def _kill(pidfd: int) -> None:
         pass  # it has ended, and said why
 
 
-def _set_up(step: Step, plan: PodPlan, prepare: Callable[[], None], main: Channel) -> None:
+def _set_up(step: Step, plan: PodPlan, prepare: Callable[[], None], main: Channel, shim: int) -> None:
+    end_with(shim)
     step.begin("make files of", f"pod {plan.id}")
     prepare()
     if plan.netns_path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _signal
 import os
 import stat
+import time
 
 from runtime.errors import InvalidArgument
 from shim.api.events import TaskExit
@@ -24,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.linux.fds import OwnedFd
     from runtime.spec.model import Process as ProcessSpec
+    from runtime.trace import Timeline
     from runtime.waiting import Operation
     from shim.api.types import Timestamp
     from shim.exits import ExitWatch
@@ -64,6 +66,8 @@ class Process:
         self.exited_at_ns = 0
         self.exit: Exit | None = None  # as it is in the journal
         self.exited = Outcome()
+        self.asked_ns = time.monotonic_ns()
+        self.starting: Timeline | None = None  # while it is
         self.mutex = Mutex()
         self.watch: ExitWatch | None = None
         self.io_owner = (0, 0)

@@ -109,7 +109,7 @@ class Sandbox:
 
     def _bring_up(self) -> Steps[None]:
         plan = self.plan
-        self._namespaces = yield from make_namespaces(plan, lambda: self.files.make(plan))
+        self._namespaces = yield from make_namespaces(plan, lambda: self.files.make(plan), self._pod.keep)
         if plan.shares_pids:
             self.landlord = yield from landlord.bring_up(
                 self._pod, plan, self.files.bundle_of(self.id), self._namespaces, self._landlord_died

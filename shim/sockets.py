@@ -17,6 +17,10 @@ from shim.api import task
 from shim.api.codec import encode
 from shim.ttrpc.connection import ClientConnection
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # A note's name begins so, as no container id does: the state directories of the containers lie beside it.
 NOTE_MARK = "@"
 _SOCKET_NOTE = "@socket"
@@ -30,10 +34,11 @@ class SocketError(ManorError):
     """No socket could be had; says where and why."""
 
 
-def listen(path: str) -> OwnedFd | None:
+def listen(path: str, claim: Callable[[], object] | None = None) -> OwnedFd | None:
     """A listening socket at `path` (0600, in a directory 0700), or None if a shim listens there already.
 
-    One that nobody listens on is replaced. SocketError. Two starts at once take turns by a lock on
+    One that nobody listens on is replaced. `claim` is called before there is a socket, by the one who is going to
+    have it. SocketError, and what `claim` raises. Two starts at once take turns by a lock on
     the directory, so that neither takes the other's socket for a dead one; a shim that is stopped is
     waited for before that, so that it keeps no other pod's start waiting.
     """
@@ -52,6 +57,8 @@ def listen(path: str) -> OwnedFd | None:
                 os.unlink(path)
             except FileNotFoundError:
                 pass
+            if claim is not None:
+                claim()
             return _bind(path)
     except OSError as error:
         raise SocketError(f"listen on {path}: {error.strerror}") from error

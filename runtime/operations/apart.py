@@ -33,7 +33,7 @@ from runtime.record import Record
 from runtime.spec.json import dump, parse
 from runtime.spec.load import load_spec
 from runtime.stages.channel import Channel, ChannelClosed, channel_pair
-from runtime.stages.clone import clone_stage
+from runtime.stages.clone import clone_stage, end_with
 from runtime.stages.messages import Created
 from runtime.stages.stage0_parent import Launched
 from runtime.trace import Timeline
@@ -58,9 +58,8 @@ _MAX_DESCRIPTION = 64 << 20
 class ApartRequest(Record):
     """A container to be made from the config.json in `bundle`.
 
-    `terminal` is what the caller has made `stdio` for. `prepare` is called in the creating process when the
-    config has been read, to mount the root file system, say; it may block and raise, and what it has done is
-    the caller's to undo when the create fails. `adapt` changes the config there before anything is made of it;
+    `terminal` is what the caller has made `stdio` for. `prepare` is called in the creating process as `CreateRequest`
+    has it, and what it has done is the caller's to undo when the create fails. `adapt` changes the config there before anything is made of it;
     `keep` are descriptors that its paths name ("/proc/self/fd/N").
     """
 
@@ -103,10 +102,11 @@ def create_apart(host: Host, request: ApartRequest) -> Operation[Container]:
 
 def _clone_creator(host: Host, request: ApartRequest, stdio: Stdio) -> tuple[int, OwnedFd, Channel]:
     near, far = channel_pair("main", CREATOR)
+    caller = os.getpid()
     keep = (stdio.stdin, stdio.stdout, stdio.stderr, host.procfs.fileno(), *request.keep)
     try:
         pid, pidfd = clone_stage(
-            CREATOR, lambda step: _be_creator(step, host, request, stdio, far), far, keep
+            CREATOR, lambda step: _be_creator(step, host, request, stdio, far, caller), far, keep
         )
     except OSError as error:
         near.close()
@@ -154,7 +154,10 @@ def _clean_up(host: Host, request: ApartRequest) -> Operation[None]:
 # ---- in the creating process ---------------------------------------------------------------------
 
 
-def _be_creator(step: Step, host: Host, request: ApartRequest, stdio: Stdio, main: Channel) -> None:
+def _be_creator(
+    step: Step, host: Host, request: ApartRequest, stdio: Stdio, main: Channel, caller: int
+) -> None:
+    end_with(caller)  # or it would go on making what nobody knows of
     step.begin("create container", request.id)
     try:
         container = _create(host, request, stdio)
@@ -196,11 +199,8 @@ def _create(host: Host, request: ApartRequest, stdio: Stdio) -> Container:
         raise ConfigError(
             "process.terminal", f"must be {str(request.terminal).lower()}, as the caller has it"
         )
-    if request.prepare is not None:
-        request.prepare()
-        timeline.mark("prepare root file system")
     asked = CreateRequest(
-        request.id, request.bundle, spec, stdio, request.shape, sibling=True, options=request.options
+        request.id, request.bundle, spec, stdio, request.shape, True, request.options, request.prepare
     )
     return run(create(host, asked, timeline))
 

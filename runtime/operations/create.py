@@ -82,9 +82,13 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
             )  # whoever asks meanwhile sees it as being created
             gate = make_gate(directory)
             lent.append(gate)
-            # With no cgroup yet: should we be killed from here on, it says what to clean up by.
-            state.save(directory, announce(request, said))
             trace.passed("make start gate")
+        # With no cgroup and no mount yet: should we be killed from here on, it says what to clean up by.
+        state.save(directory, announce(request, said))
+        trace.passed("announce")
+        if request.prepare is not None:
+            request.prepare()
+            timeline.mark("prepare root file system")
         attendance = Attendance(host, request)
         undo.push(attendance.close)
         undo.push(attendance.undo)

@@ -117,6 +117,13 @@ def _be_stage(name: str, run: Callable[[Step], None], report: Channel, keep: tup
     os._exit(status)
 
 
+def end_with(parent: int) -> None:
+    """Of a stage: be killed when `parent`, which cloned it, ends; at once, if it has."""
+    process.set_parent_death_signal(_signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(255)
+
+
 def spawn_hook(become: Callable[[], None], fds: tuple[int, ...]) -> tuple[int, int]:
     """Clone a child that is to become a hook's program, with nothing open but `fds`; (pid, pidfd). OSError."""
     near, far = channel_pair("main", HOOK)
@@ -133,9 +140,8 @@ def spawn_placeholder() -> tuple[int, int]:
     parent = os.getpid()
 
     def wait(_step: Step) -> None:
-        process.set_parent_death_signal(_signal.SIGKILL)
-        if os.getppid() == parent:
-            _signal.pause()
+        end_with(parent)
+        _signal.pause()
 
     try:
         return clone_stage(PLACEHOLDER, wait, far, ())

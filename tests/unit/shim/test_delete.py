@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from runtime import state
 from runtime.record import replace
 from shim import delete, systemd
 from shim.delete import Remains
@@ -210,3 +212,27 @@ def test_a_landlords_config_counts_for_the_landlord(
     Path(bundle).rename(PodFiles(str(root)).bundle_of("p1"))
     Remains(str(root), SimpleNamespace()).remove_all("other", "/nowhere")  # type: ignore[arg-type]
     assert opened == wanted
+
+
+@pytest.mark.parametrize(("noted", "removed"), [(True, ["/own"]), (False, [])])
+def test_of_a_create_that_was_cut_short_a_cgroup_that_is_in_use_is_its_own_only_if_it_was_noted(
+    tmp_path: Path, bundle: str, monkeypatch: pytest.MonkeyPatch, noted: bool, removed: list[str]
+) -> None:
+    """Else it is that of somebody who has it for longer, and whose id the create would have been refused for."""
+    load = sys.modules["runtime.operations.load"]  # the package has a function of that name
+    used = SimpleNamespace(unit="", kept=True, holders=lambda _most: [1])
+    used.keep = lambda _hierarchies: setattr(used, "kept", False)
+    monkeypatch.setattr(load, "cgroup_asked_for", lambda *_asked: used)
+    monkeypatch.setattr(load, "open_cgroup", lambda *_asked: used)
+    gone: list[str] = []
+    monkeypatch.setattr(Remains, "_remove_cgroup", lambda _self, each: each.kept and gone.append("/own"))
+    directory = tmp_path / "pod" / "c1"
+    directory.mkdir(parents=True)
+    (directory / "state.json").write_text(
+        json.dumps(json.loads(state_of("c1")) | {"pid": 0, "start_time": 0})
+    )
+    if noted:
+        state.note_cgroup(str(directory))
+    Remains(str(tmp_path / "pod"), SimpleNamespace()).remove_all("other", "/nowhere")  # type: ignore[arg-type]
+    assert gone == removed
+    assert not (tmp_path / "pod").exists()

@@ -52,7 +52,9 @@ class World:
         if name in self.failing:
             raise self.failing[name]
 
-    def make_namespaces(self, _plan: Any, _prepare: Any) -> Generator[Any, Any, dict[str, OwnedFd]]:
+    def make_namespaces(
+        self, _plan: Any, _prepare: Any, _keep: Any
+    ) -> Generator[Any, Any, dict[str, OwnedFd]]:
         yield from self._step("make namespaces")
         self.fds = [OwnedFd(os.open("/proc/self/ns/ipc", os.O_RDONLY)) for _ in range(3)]
         return dict(zip(("network", "ipc", "uts"), self.fds, strict=True))
