@@ -18,7 +18,16 @@ from _struct import Struct
 from shim.errors import failed_precondition
 from shim.loop import EPOLLIN, EPOLLOUT
 from shim.sinks import open_sink
-from shim.stdio import NOBODY, SILENT, Output, destination_of, open_input, open_output
+from shim.stdio import (
+    NOBODY,
+    SILENT,
+    Input,
+    Output,
+    destination_of,
+    open_input,
+    open_output,
+)
+from shim.stream_io import StreamInput, StreamOutput, open_input_stream
 from shim.tasks import Outcome
 
 TYPE_CHECKING = False
@@ -27,11 +36,12 @@ if TYPE_CHECKING:
 
     from runtime.linux.fds import OwnedFd
     from runtime.waiting import Operation
+    from shim.exchange import Exchange
     from shim.log import Log
     from shim.logger import Owner
     from shim.loop import Loop
     from shim.sinks import Sink
-    from shim.stdio import Input, Streams
+    from shim.stdio import Streams
     from shim.tasks import Steps
 
 # What is read at once, and the most that is held for a side that does not take it. A terminal gives 4 KiB.
@@ -102,6 +112,7 @@ class ConsoleIo:
         self._master: OwnedFd | None = None
         self._size: tuple[int, int] | None = None
         self._sink: Sink | None = None
+        self._stdin: StreamInput | None = None
         self._last_moment: int | None = None  # of the output: how much will have moved when it is cut off
         self._input: _Pump | None = None
         self._output: _Pump | None = None
@@ -154,6 +165,16 @@ class ConsoleIo:
         os.set_blocking(write_end.fileno(), False)
         self.client_out = Output(write_end, None)
 
+    def type_from(self, stream: StreamInput) -> None:
+        """Let stdin be a stream."""
+        self._stdin = stream
+        os.set_blocking(stream.read_end.fileno(), False)
+        self.client_in = Input(stream.read_end, stream.keeper)
+
+    def is_awaited(self) -> bool:
+        """True while a client is there that has not taken all of a stream."""
+        return isinstance(self._sink, StreamOutput) and self._sink.is_awaited()
+
     def reopen(self) -> Steps[None]:
         """Have the log go on in a new file. FailedPrecondition if there is none, SinkError."""
         if self._sink is None:
@@ -166,6 +187,8 @@ class ConsoleIo:
         self._end_output()
         if self._sink is not None:
             self._sink.close()
+        if self._stdin is not None:
+            self._stdin.close()
 
     def _finish(self) -> None:
         """Pass on what the terminal holds, as its reader takes it, and hang up."""
@@ -266,17 +289,21 @@ class ConsoleIo:
 
 
 def open_console(
-    loop: Loop, streams: Streams, owner: Owner = NOBODY, log: Log = SILENT
+    loop: Loop, streams: Streams, owner: Owner = NOBODY, log: Log = SILENT, exchange: Exchange | None = None
 ) -> Operation[ConsoleIo]:
-    """Open the fifos of `streams`, or a log; stderr is no part of a terminal. StdioError and others."""
+    """Open what `streams` names; stderr is no part of a terminal. StdioError and others."""
     console = ConsoleIo(loop)
     try:
         if streams.stdin:
-            console.client_in = open_input(streams.stdin)
+            stream = yield from open_input_stream(loop, streams.stdin, exchange)
+            if stream is not None:
+                console.type_from(stream)
+            else:
+                console.client_in = open_input(streams.stdin)
         # Somebody has to read the terminal, or the process would stop when its buffer is full.
         destination = destination_of("stdout", streams.stdout or "/dev/null")
-        if destination.is_a_log():
-            console.log_to((yield from open_sink(loop, owner, destination, (1,), log)))
+        if destination.is_a_log() or destination.is_a_stream():
+            console.log_to((yield from open_sink(loop, owner, destination, (1,), log, exchange)))
         else:
             console.client_out = yield from open_output("stdout", destination.path)
     except BaseException:

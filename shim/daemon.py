@@ -18,7 +18,7 @@ from runtime.linux.fds import OwnedFd
 from runtime.linux.procstat import start_time
 from runtime.waiting import Sleep
 from shim import bootstrap, deed, info, sockets, spans, systemd
-from shim.api import logs, ps, sandbox, task
+from shim.api import logs, ps, sandbox, streaming, task
 from shim.api.codec import encode
 from shim.api.types import timestamp
 from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from runtime.container import Host
     from shim.bootstrap import Bootstrap
     from shim.options import Handler
+    from shim.server import Method
     from shim.start_request import StartRequest
+    from shim.streams import StreamMethod
     from shim.tasks import Steps
 
 RUN_DIR = "/run/manor"
@@ -254,12 +256,13 @@ class Shim:
         self._pod.namespace = wanted.namespace
         self._pod.keep = (held.fileno(),)
         methods = TaskService(self._pod).methods()
-        services = {
+        services: dict[str, Mapping[str, Method | StreamMethod]] = {
             task.SERVICE_V2: methods,
             task.SERVICE_V3: methods,
             logs.SERVICE: LogService(self._pod).methods(),
             ps.SERVICE: PsService(self._pod).methods(),
             sandbox.SERVICE: SandboxService(self._pod).methods(),
+            streaming.SERVICE: self._pod.exchange.methods(),
         }
         self._server = Server(self._loop, listener, services, log)
         self._ending = False

@@ -4,8 +4,9 @@
     file:///PATH                          a file, appended to as it comes
     cri-log:///PATH?max-line-bytes=N      a container log as the kubelet reads it; `watch=1`: see `writer`
     binary:///PATH?NAME=VALUE, binary-v2  a program that takes the output; names and values are its arguments
+    ttrpc+unix://PATH?streaming_id=ID     a stream that the client has opened at the shim's own door, whose PATH it is
 
-Nothing is opened here. Source: containerd pkg/process/io.go; cri-log is our own.
+Nothing is opened here. Source: containerd pkg/process/io.go, internal/cri/io/helpers.go; cri-log is our own.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ FILE = "file"
 CRI_LOG = "cri-log"
 BINARY = "binary"
 BINARY_V2 = "binary-v2"
+STREAM = "ttrpc+unix"
 
 # Those that take both outputs of a process, whatever its client says about stderr, as with containerd's own shim.
 LOGS = (FILE, CRI_LOG, BINARY, BINARY_V2)
+# How else a shim that had another door could be reached: by gRPC, in a virtual machine.
+_OTHER_DOORS = ("grpc+", "ttrpc+")
 _SHORTEST_LINE, _LONGEST_LINE = 64, 1 << 20
 
 
@@ -35,6 +39,14 @@ class Destination(Record):
     def is_a_log(self) -> bool:
         """True for what is reached through a process of its own and takes both outputs."""
         return self.scheme in LOGS
+
+    def is_a_stream(self) -> bool:
+        """True for what a client opens at the shim's own door; `stream_id` says which it is."""
+        return self.scheme == STREAM
+
+    def stream_id(self) -> str:
+        """The name of a stream."""
+        return dict(self.parameters)["streaming_id"]
 
 
 class LogTerms(Record):
@@ -53,7 +65,11 @@ def parse(name: str, uri: str) -> Destination:
         return Destination(FIFO, uri)
     if scheme == FIFO:
         return Destination(FIFO, rest)
-    if scheme not in LOGS:
+    if scheme.startswith(_OTHER_DOORS) and scheme != STREAM:
+        raise Unsupported(
+            f"open {name} {uri}: streams over {scheme} are not supported, those over {STREAM} are"
+        )
+    if scheme not in (*LOGS, STREAM):
         raise Unsupported(f"open {name} {uri}: streams of kind {scheme} are not supported")
     path, _, query = rest.partition("#")[0].partition("?")
     path = _decoded(path)
@@ -66,6 +82,8 @@ def parse(name: str, uri: str) -> Destination:
     destination = Destination(scheme, path, parameters)
     if scheme == CRI_LOG:
         log_terms(destination)  # what cannot be is refused before anything is made
+    if scheme == STREAM and not dict(parameters).get("streaming_id"):
+        raise InvalidArgument(f"open {name} {uri}: it has no streaming_id")
     return destination
 
 

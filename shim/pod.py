@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shim.errors import already_exists, not_found
+from shim.exchange import Exchange
 from shim.journal import Journal
 from shim.options import Handler
 
@@ -50,6 +51,7 @@ class Pod:
         self.emit_span = emit_span
         self.shutdown = shutdown
         self.handler = Handler()
+        self.exchange = Exchange()
         self.journal = journal or Journal("", log)
         self.journal.undeleted = self._undeleted_exits
         self.namespace = ""  # containerd's

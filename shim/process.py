@@ -19,7 +19,7 @@ from shim.errors import failed_precondition, not_found
 from shim.journal import exit_of
 from shim.logger import Owner
 from shim.stdio import open_pipes
-from shim.tasks import Mutex, Outcome
+from shim.tasks import Mutex, Outcome, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ STOPPED = "stopped"
 
 # What containerd calls an exit status that nobody knows.
 UNKNOWN_EXIT = 255
+# How long the client of a stream may take to read what a process said before its end.
+SETTLE_TIMEOUT_S = 10.0
 
 
 class Process:
@@ -85,7 +87,8 @@ class Process:
         """Open its streams. StdioError, SinkError, LoggerError, Unsupported …"""
         open_streams = open_console if terminal else open_pipes
         owner = Owner(self.id, self.pod.namespace)
-        self.io = yield from open_streams(self.pod.loop, self.streams, owner, self.pod.log)
+        pod = self.pod
+        self.io = yield from open_streams(pod.loop, self.streams, owner, pod.log, pod.exchange)
         if any(self.io_owner):
             for number in self.io.child_fds():
                 if number >= 0 and stat.S_ISFIFO(os.fstat(number).st_mode):
@@ -113,6 +116,19 @@ class Process:
             TaskExit(self.container_id, self.id, self.pid, self.exit_status, self.exited_at())
         )
         self.exited.set()
+
+    def must_settle(self) -> bool:
+        """True if it has ended and a client of its streams has not taken everything yet."""
+        return self.status == STOPPED and self.io is not None and self.io.is_awaited()
+
+    def settle(self) -> Steps[None]:
+        """Give that client time.
+
+        containerd asks for the state of a task before it deletes it, and lets go of its streams in between, whatever
+        is still on its way in them.
+        """
+        if self.io is not None:
+            yield from within(self.pod.loop, self.io.drained, SETTLE_TIMEOUT_S)
 
     def never_started(self) -> None:
         """Its start has failed: there will be no exit, and whoever waits for one is told that it is unknown."""

@@ -18,10 +18,11 @@ from shim.api.ttrpc import Status
 from shim.errors import is_a_bug, status_of
 from shim.log import ERROR, WARNING
 from shim.loop import EPOLLIN, EPOLLOUT
+from shim.streams import Stream, StreamMethod
 from shim.tasks import Outcome, spawn
-from shim.ttrpc.connection import Call, Refused, ServerConnection, StreamGone
+from shim.ttrpc.connection import Call, Refused, ServerConnection, StreamData, StreamGone
 from shim.ttrpc.frames import ProtocolError
-from shim.ttrpc.status import RESOURCE_EXHAUSTED, unknown_method, unknown_service
+from shim.ttrpc.status import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, unknown_method, unknown_service
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ READ_BYTES = 64 * 1024
 MAX_CONNECTIONS = 512
 MAX_OPEN_CALLS = 512  # that do something: they end by themselves, and more are read then
 MAX_OPEN_WAITS = 4096  # that end when a process does: more are refused, or nobody could ask for its end
+MAX_STREAMS = 64  # of one connection; containerd has one connection a stream
 MAX_UNSENT_BYTES = 8 << 20
 
 _CREDENTIALS = Struct("iII")  # struct ucred: pid, uid, gid
@@ -61,7 +63,11 @@ class Server:
     """Accepts on `listener`, which it owns, and serves `services`: methods by name, by service name."""
 
     def __init__(
-        self, loop: Loop, listener: OwnedFd, services: Mapping[str, Mapping[str, Method]], log: Log
+        self,
+        loop: Loop,
+        listener: OwnedFd,
+        services: Mapping[str, Mapping[str, Method | StreamMethod]],
+        log: Log,
     ) -> None:
         self.loop = loop
         self.services = services
@@ -127,13 +133,16 @@ class Connection:
         self._loop = server.loop
         self._peer = peer
         self._fd = peer.fileno()
-        self._protocol = ServerConnection()
+        self.protocol = ServerConnection()
         self._unsent = bytearray()
-        self._arrived: list[Call] = []  # read, but not begun
+        self._arrived: list[Call | StreamData] = []  # read, but not begun
+        self._streams: dict[int, Stream] = {}
         self._about_to_begin = False
         self._calls: dict[int, OpenCall] = {}
         self._waits = 0
         self._events = 0
+        self._unheard = False  # nobody reads what we send
+        self._short_of_room = False
         self.closed = False
         self._rearm()
 
@@ -142,7 +151,7 @@ class Connection:
     def _rearm(self) -> None:
         """Watch for what makes sense now: room to send, and input only while the caller keeps up."""
         reading = self._keeps_up() and not self._arrived
-        events = (EPOLLIN if reading else 0) | (EPOLLOUT if self._unsent else 0)
+        events = (EPOLLIN if reading else 0) | (EPOLLOUT if self._unsent and not self._unheard else 0)
         if events != self._events:
             self._loop.watch(self._fd, events, self._ready)
             self._events = events
@@ -159,7 +168,7 @@ class Connection:
     def _receive(self) -> None:
         try:
             data = self._peer.recv(READ_BYTES)
-            arrived = self._protocol.receive(data)
+            arrived = self.protocol.receive(data)
         except BlockingIOError:
             return
         except (OSError, ProtocolError):
@@ -171,30 +180,38 @@ class Connection:
         for event in arrived:
             if isinstance(event, Refused):
                 self._abandon(event.stream_id)
-                self._send(event.reply)
-            elif isinstance(event, Call):
+                self.send(event.reply)
+            else:
                 self._arrived.append(event)
         if self._arrived:
             self._begin_next()
         elif not self.closed:
             self._rearm()
 
-    def _send(self, data: bytes) -> None:
-        if self.closed:
+    def send(self, data: bytes) -> None:
+        """Send bytes, now or as soon as there is room."""
+        if self.closed or self._unheard:
             return
         self._unsent += data
         self._flush()
 
     def _flush(self) -> None:
         try:
-            while self._unsent:
+            while self._unsent and not self._unheard:
                 sent = self._peer.send(self._unsent)
                 del self._unsent[:sent]
         except BlockingIOError:
             pass
         except OSError:
-            self.close()
-            return
+            if not self._streams:
+                self.close()
+                return
+            self._unheard = True  # what a stream's caller said before it hung up is still to be read
+        if self._unsent:
+            self._short_of_room = True
+        elif self._short_of_room:
+            self._short_of_room = False
+            self._loop.call_soon(self._tell_of_room)
         self._begin_soon()
         self._rearm()
 
@@ -210,7 +227,11 @@ class Connection:
         self._about_to_begin = False
         if self.closed or not self._arrived:
             return
-        self._begin(self._arrived.pop(0))
+        event = self._arrived.pop(0)
+        if isinstance(event, Call):
+            self._begin(event)
+        else:
+            self._hear(event)
         self._begin_soon()
         if not self.closed:
             self._rearm()
@@ -221,6 +242,9 @@ class Connection:
         if method is None:
             unknown = unknown_service(call.service) if methods is None else unknown_method(call.method)
             self._fail(call.stream_id, unknown)
+            return
+        if isinstance(method, StreamMethod):
+            self._open_stream(call, method)
             return
         if method.abandon and self._waits >= MAX_OPEN_WAITS:
             self._fail(call.stream_id, Status(RESOURCE_EXHAUSTED, f"{self._waits} calls wait already"))
@@ -250,7 +274,7 @@ class Connection:
         if self.closed or message is None:
             return
         try:
-            self._send(self._protocol.respond(stream_id, encode(message)))
+            self.send(self.protocol.respond(stream_id, encode(message)))
         except StreamGone:
             pass  # the caller broke the protocol on this stream meanwhile, and was told
 
@@ -258,7 +282,7 @@ class Connection:
         if self.closed:
             return
         try:
-            self._send(self._protocol.fail(stream_id, status))
+            self.send(self.protocol.fail(stream_id, status))
         except StreamGone:
             pass
 
@@ -266,11 +290,54 @@ class Connection:
         open_call = self._forget(stream_id)
         if open_call is not None:
             open_call.abandon()
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None:
+            stream.listener.gone()
 
     def _forget(self, stream_id: int) -> OpenCall | None:
         open_call = self._calls.pop(stream_id, None)
         self._waits -= open_call is not None and open_call.waits
         return open_call
+
+    # --- streams -----------------------------------------------------------------------------------
+
+    def _open_stream(self, call: Call, method: StreamMethod) -> None:
+        if not call.remote_open:
+            self._fail(call.stream_id, Status(INVALID_ARGUMENT, f"{call.method}: its caller must stream"))
+        elif len(self._streams) >= MAX_STREAMS:
+            text = f"{len(self._streams)} streams are open on this connection already"
+            self._fail(call.stream_id, Status(RESOURCE_EXHAUSTED, text))
+        else:
+            self._streams[call.stream_id] = Stream(self, call.stream_id, method)
+
+    def _hear(self, data: StreamData) -> None:
+        stream = self._streams.get(data.stream_id)
+        if stream is None:
+            return  # of a call that takes no stream
+        if data.payload is not None:
+            stream.listener.message(data.payload)
+        if data.closed:
+            if stream.ended:
+                self.forget_stream(data.stream_id)
+            stream.listener.closed()
+
+    @property
+    def has_room(self) -> bool:
+        """True if nothing waits to be sent."""
+        return not self._unsent
+
+    def _tell_of_room(self) -> None:
+        for stream in list(self._streams.values()):
+            stream.listener.room()
+
+    def limit_unsent(self, size: int) -> None:
+        """Have the kernel hold no more than about `size` bytes for the caller; it counts its own with them."""
+        self._peer.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, size)
+
+    def forget_stream(self, stream_id: int) -> None:
+        """Both sides have said all, or one has failed."""
+        self._streams.pop(stream_id, None)
+        self.protocol.forget(stream_id)
 
     def close(self) -> None:
         """The caller is gone: what only waited for it is called off, what was begun goes on."""
@@ -279,12 +346,17 @@ class Connection:
         self.closed = True
         self._loop.unwatch(self._fd)
         self._peer.close()
-        self._unsent.clear()
-        self._arrived.clear()
+        arrived, self._arrived = self._arrived, []
+        for event in arrived:
+            if isinstance(event, StreamData):
+                self._hear(event)
         self._server.forget(self)
         calls, self._calls = self._calls, {}
         for open_call in calls.values():
             open_call.abandon()
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.listener.gone()
 
 
 class OpenCall:

@@ -21,6 +21,7 @@ from shim.errors import failed_precondition
 from shim.log import ERROR, WARNING
 from shim.logger import Logger
 from shim.loop import EPOLLIN
+from shim.stream_io import StreamOutput
 from shim.tasks import Outcome, within
 from shim.writer import FAILED, FINISH, FINISHED, LOST, REOPEN, REOPENED, STREAM_NAMES, Target, Writer
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from runtime.stages.clone import Step
     from runtime.waiting import Operation
     from shim.destinations import Destination
+    from shim.exchange import Exchange
     from shim.log import Log
     from shim.logger import Owner
     from shim.loop import Loop
@@ -252,9 +254,23 @@ def _widen(end: OwnedFd) -> None:
 
 
 def open_sink(
-    loop: Loop, owner: Owner, destination: Destination, numbers: tuple[int, ...], log: Log
+    loop: Loop,
+    owner: Owner,
+    destination: Destination,
+    numbers: tuple[int, ...],
+    log: Log,
+    exchange: Exchange | None = None,
 ) -> Operation[Sink]:
     """Make pipes for the streams `numbers` (1, 2) and somebody who reads them. SinkError, with nothing left."""
+    if destination.is_a_stream():
+        assert exchange is not None
+        stream = StreamOutput(loop, exchange, STREAM_NAMES[numbers[0]], destination.stream_id())
+        try:
+            yield from stream.open()
+        except BaseException:
+            stream.close()
+            raise
+        return stream
     if destination.scheme in (BINARY, BINARY_V2):
         logger = Logger(loop, destination, numbers)
         try:

@@ -33,6 +33,7 @@ from shim.log import Log
 from shim.logger import Owner
 from shim.loop import EPOLLIN, EPOLLOUT
 from shim.sinks import open_sink
+from shim.stream_io import StreamInput, StreamOutput, open_input_stream
 from shim.tasks import Outcome
 from shim.writer import STREAM_NAMES
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from runtime.waiting import Operation
+    from shim.exchange import Exchange
     from shim.loop import Loop, Timer
     from shim.sinks import Sink
     from shim.tasks import Steps
@@ -68,6 +70,9 @@ if TYPE_CHECKING:
 
         def pending(self) -> bool:
             """True while there is output that the client has not taken yet."""
+
+        def is_awaited(self) -> bool:
+            """True while a client is there that has not taken all, and that must be waited for: see `task_service`."""
 
         def reopen(self) -> Steps[None]:
             """Go on in new files where there are logs. FailedPrecondition without any, SinkError."""
@@ -302,7 +307,7 @@ class PipeIo:
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.drained = Outcome()
-        self._input: Flow | None = None
+        self._input: Flow | StreamInput | None = None
         self._flows: list[Flow] = []
         self._sinks: list[Sink] = []
         self._for_child: list[OwnedFd | None] = [None, None, None]
@@ -313,6 +318,11 @@ class PipeIo:
         read_end, write_end = _pipe_beside(client.fd, client.keeper)
         self._for_child[0] = read_end
         self._input = Flow(self._loop, client.fd, write_end, client.keeper, _nothing)
+
+    def add_input_stream(self, stream: StreamInput) -> None:
+        """Let stdin be a stream, whose pipe the process gets."""
+        self._for_child[0] = stream.read_end
+        self._input = stream
 
     def add_output(self, number: int, client: Output) -> None:
         """Make the pipe for stdout (1) or stderr (2)."""
@@ -366,6 +376,10 @@ class PipeIo:
         """True while there is output that the client has not taken yet."""
         return any(part.pending() for part in self._outputs())
 
+    def is_awaited(self) -> bool:
+        """True while a client is there that has not taken all of a stream."""
+        return any(isinstance(sink, StreamOutput) and sink.is_awaited() for sink in self._sinks)
+
     def reopen(self) -> Steps[None]:
         """Have the logs go on in new files. FailedPrecondition if there are none, SinkError."""
         if not self._sinks:
@@ -395,15 +409,22 @@ class PipeIo:
                 self._drain.cancel()
 
 
-def open_pipes(loop: Loop, streams: Streams, owner: Owner = NOBODY, log: Log = SILENT) -> Operation[PipeIo]:
+def open_pipes(
+    loop: Loop, streams: Streams, owner: Owner = NOBODY, log: Log = SILENT, exchange: Exchange | None = None
+) -> Operation[PipeIo]:
     """Open what `streams` names and make pipes for it. StdioError and others, with nothing left open."""
     pipes = PipeIo(loop)
     try:
         if streams.stdin:
-            pipes.add_input(open_input(streams.stdin))
+            stream = yield from open_input_stream(loop, streams.stdin, exchange)
+            if stream is not None:
+                pipes.add_input_stream(stream)
+            else:
+                pipes.add_input(open_input(streams.stdin))
         for destination, numbers in plan_outputs(streams):
-            if destination.is_a_log():
-                pipes.add_sink(numbers, (yield from open_sink(loop, owner, destination, numbers, log)))
+            if destination.is_a_log() or destination.is_a_stream():
+                sink = yield from open_sink(loop, owner, destination, numbers, log, exchange)
+                pipes.add_sink(numbers, sink)
             else:
                 for number in numbers:
                     name = STREAM_NAMES[number]

@@ -119,9 +119,20 @@ class TaskService:
 
     # --- asking ------------------------------------------------------------------------------------
 
-    def state(self, request: task.StateRequest, _call: Call) -> task.StateResponse:
+    def state(
+        self, request: task.StateRequest, _call: Call
+    ) -> task.StateResponse | Steps[task.StateResponse]:
         """What is known of a process."""
         container, process = self._find(request.id, request.exec_id)
+        if process.must_settle():
+            return self._settled_state(container, process)
+        return self._state(container, process)
+
+    def _settled_state(self, container: Container, process: Process) -> Steps[task.StateResponse]:
+        yield from process.settle()
+        return self._state(container, process)
+
+    def _state(self, container: Container, process: Process) -> task.StateResponse:
         streams = process.streams
         return task.StateResponse(
             id=process.id,

@@ -17,7 +17,9 @@
     (new) ───────────────────► OPEN ───────────────────────────► HALF_CLOSED ──┐
       │      request, flag 0 or 1                                     ▲        │ respond, fail,
       └───────────────────────────────────────────────────────────────┘        │ end_stream
-                                 OPEN ─── respond, fail, end_stream ──► (gone) ◄┘
+                                 OPEN ─── respond, fail ──► (gone) ◄───────────┘
+                                   │                          ▲
+                                   └── end_stream ──► ENDED ──┘ data with flag 1
 
 What a peer does wrong on one stream is answered on that stream (`Refused`, with the bytes to send) and
 leaves the others alone. ProtocolError ends the connection. Source: containerd/ttrpc PROTOCOL.md, server.go.
@@ -53,6 +55,7 @@ TRACEPARENT = "traceparent"  # metadata: the caller's span, as W3C Trace Context
 # What the peer may still do on a stream.
 OPEN = "open"
 HALF_CLOSED = "half-closed"
+ENDED = "ended"  # by us: what the peer says before it knows is no fault of its
 
 
 class StreamGone(LookupError):
@@ -170,15 +173,21 @@ class ServerConnection:
 
     def send_data(self, stream_id: int, payload: bytes) -> bytes:
         """The bytes of one message on a stream. StreamGone if it has ended, OversizedError if too large."""
-        if stream_id not in self._streams:
+        if self._streams.get(stream_id, ENDED) == ENDED:
             raise StreamGone(f"stream {stream_id} is not open")
         return pack_frame(stream_id, DATA, 0, payload)
 
     def end_stream(self, stream_id: int, payload: bytes | None = None) -> bytes:
-        """The bytes that end a stream well, with a last message or none. StreamGone if it is not open."""
+        """The bytes that end a stream well, with a last message or none. StreamGone if it is not open.
+
+        What the peer still says comes as StreamData, until it closes its side, or until `forget`.
+        """
         flags = REMOTE_CLOSED | NO_DATA if payload is None else REMOTE_CLOSED
         last = pack_frame(stream_id, DATA, flags, payload or b"")
+        was_open = self._streams.get(stream_id) == OPEN
         self._end(stream_id)
+        if was_open:
+            self._streams[stream_id] = ENDED
         return last
 
     def forget(self, stream_id: int) -> None:
@@ -186,8 +195,9 @@ class ServerConnection:
         self._streams.pop(stream_id, None)
 
     def _end(self, stream_id: int) -> None:
-        if self._streams.pop(stream_id, None) is None:
+        if self._streams.get(stream_id, ENDED) == ENDED:
             raise StreamGone(f"stream {stream_id} is not open")
+        del self._streams[stream_id]
 
     def _on_request(self, frame: Frame, payload: bytes) -> Call | Refused:
         fault = self._register(frame.stream_id)
@@ -213,14 +223,16 @@ class ServerConnection:
         state = self._streams.get(frame.stream_id)
         if state is None:
             return self._refuse(frame.stream_id, INVALID_ARGUMENT, "stream is not active")
-        if state != OPEN:
+        if state == HALF_CLOSED:
             return self._refuse(
                 frame.stream_id, INVALID_ARGUMENT, "data on a stream that its sender has closed"
             )
         closed = bool(frame.flags & REMOTE_CLOSED)
         if closed and payload:
             return self._refuse(frame.stream_id, INVALID_ARGUMENT, "the frame that closes must have no data")
-        if closed:
+        if closed and state == ENDED:
+            del self._streams[frame.stream_id]
+        elif closed:
             self._streams[frame.stream_id] = HALF_CLOSED
         # An empty message is a message, unless the frame says that it is none, or closes.
         absent = closed or frame.flags & NO_DATA

@@ -34,7 +34,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if versions is not None and parameters.get("running_node") not in (None, *versions.args):
             return True
         handler = parameters.get("handler")
-        if handler == handlers.MANOR_PODS and parameters.get("running_node") == "1.6":
+        if (
+            handler in (handlers.MANOR_PODS, handlers.MANOR_STREAMS)
+            and parameters.get("running_node") == "1.6"
+        ):
             return True  # it leaves no pod to a shim
         reference = handler is not None and not handlers.is_manor(handler)
         return reference and item.get_closest_marker("manor_only") is not None

@@ -54,6 +54,8 @@ def _handler_tables(prefix: str, chosen: list[Handler]) -> str:
             text += f'  runtime_path = "{handler.runtime_path}"\n'
         if handler.sandboxer:
             text += f'  sandboxer = "{handler.sandboxer}"\n'
+        if handler.io_type:
+            text += f'  io_type = "{handler.io_type}"\n'
         text += f'  pod_annotations = ["{AFFINITY_ANNOTATION}"]\n'
         if handler.options:
             text += f"  [plugins.{prefix}.containerd.runtimes.{handler.name}.options]\n"

@@ -22,6 +22,7 @@ AFFINITY_ANNOTATION = "org.opencontainers.runc.exec.isolated-cpu-affinity-transi
 
 MANOR = "manor"
 MANOR_PODS = "manor-pods"
+MANOR_STREAMS = "manor-streams"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Handler:
     runtime_path: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     sandboxer: str = ""
+    io_type: str = ""
 
 
 def runc() -> Handler:
@@ -57,9 +59,14 @@ def manor_pods() -> Handler:
     return Handler(MANOR_PODS, "io.containerd.manor.v2", runtime_path=str(SHIM), sandboxer="shim")
 
 
+def manor_streams() -> Handler:
+    """Manor holding the pod, and standard streams over the shim's own socket instead of fifos."""
+    return Handler(MANOR_STREAMS, "io.containerd.manor.v2", str(SHIM), {}, "shim", "streaming")
+
+
 def is_manor(name: str) -> bool:
     """Whether a handler of that name is Manor, however it is asked."""
-    return name in (MANOR, MANOR_PODS)
+    return name in (MANOR, MANOR_PODS, MANOR_STREAMS)
 
 
 def manor_with_options() -> list[Handler]:
@@ -92,7 +99,7 @@ def available() -> list[Handler]:
     if crun_runs():
         found.append(crun())
     if SHIM.exists():
-        found += [manor(), manor_pods()]
+        found += [manor(), manor_pods(), manor_streams()]
     return found
 
 
