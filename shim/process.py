@@ -73,6 +73,7 @@ class Process:
         self.mutex = Mutex()
         self.watch: ExitWatch | None = None
         self.io_owner = (0, 0)
+        self._asked = False  # for its state, since its start
 
     @property
     def id(self) -> str:
@@ -118,8 +119,14 @@ class Process:
         self.exited.set()
 
     def must_settle(self) -> bool:
-        """True if it has ended and a client of its streams has not taken everything yet."""
-        return self.status == STOPPED and self.io is not None and self.io.is_awaited()
+        """True if it is an init that has ended, and a client of its streams has not taken everything yet.
+
+        Not for who asks first: that is containerd's own Start, and its client may read only after that.
+        """
+        if self.exec_id or self.status == CREATED:
+            return False
+        asked_before, self._asked = self._asked, True
+        return asked_before and self.status == STOPPED and self.io is not None and self.io.is_awaited()
 
     def settle(self) -> Steps[None]:
         """Give that client time.
