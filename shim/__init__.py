@@ -20,7 +20,7 @@ Its loop, and its door:
     loop tasks                     one epoll, one thread; drives the runtime's generators
     ttrpc/                         frames and connections without I/O; a small client
     api/                           the messages, and the codec for them
-    server errors                  calls to handlers, answers back; what a caller is told of a failure
+    server streams errors          calls to handlers, answers back; calls that stream; what a caller is told of a failure
     task_service                   containerd's Task API, a few lines a method
     sandbox_service log_service    its Sandbox API, for pods that are left to us; the calls about container logs
     ps_service                     all that the pod has, in one answer, for `manor ps`
@@ -49,6 +49,7 @@ What processes say:
     sinks                          the shim's side of a log, which somebody else reads:
     writer crilog                  a process of ours that writes files; the lines of a container log
     logger                         a client's program (`binary://`)
+    exchange stream_io             streams that clients open at the shim's door, and the pipes of a process behind them
 
 Beside it, in processes of their own:
 

@@ -317,6 +317,7 @@ class Connection:
         if data.payload is not None:
             stream.listener.message(data.payload)
         if data.closed:
+            stream.heard_all = True
             if stream.ended:
                 self.forget_stream(data.stream_id)
             stream.listener.closed()

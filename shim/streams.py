@@ -60,12 +60,13 @@ class StreamMethod(Record):
 class Stream:
     """One of them. `listener` may be replaced at any time."""
 
-    __slots__ = ("_door", "_id", "ended", "listener")
+    __slots__ = ("_door", "_id", "ended", "heard_all", "listener")
 
     def __init__(self, door: Door, stream_id: int, method: StreamMethod) -> None:
         self._door = door
         self._id = stream_id
         self.ended = False  # by us
+        self.heard_all = False  # the caller has ended its side
         self.listener = method.opens(self)
 
     @property
@@ -88,6 +89,8 @@ class Stream:
                 self._door.send(self._door.protocol.end_stream(self._id))
             except StreamGone:
                 pass
+            if self.heard_all:
+                self._door.forget_stream(self._id)
 
     def fail(self, status: Status) -> None:
         """End it with a failure; nobody listens any more."""

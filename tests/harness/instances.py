@@ -232,6 +232,9 @@ def sweep() -> None:
     for directory in scratch_dir().glob(f"{PREFIX}*"):
         instance = Instance(directory.name.removeprefix(PREFIX))
         # A directory without an owner file is being made right now, or was left very early.
-        young = time.time() - directory.stat().st_mtime < 60
+        try:
+            young = time.time() - directory.stat().st_mtime < 60
+        except FileNotFoundError:
+            continue  # another run has just ended
         if not instance.owned() and not (young and not (directory / "owner").exists()):
             instance.destroy()

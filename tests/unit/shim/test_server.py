@@ -24,13 +24,36 @@ from shim.errors import failed_precondition
 from shim.log import Log
 from shim.loop import Loop
 from shim.server import Method, Server
+from shim.streams import Stream, StreamMethod
 from shim.tasks import Cancelled, Outcome
 from shim.ttrpc import status
 from shim.ttrpc.client import Client
-from shim.ttrpc.connection import Call
+from shim.ttrpc.connection import Answer, Call, ClientConnection, StreamData
 from shim.ttrpc.status import RpcError
 
 SERVICE = "test.Service"
+
+
+class Echo:
+    """Says what it hears."""
+
+    def __init__(self, stream: Stream, heard: list[str]) -> None:
+        self._stream = stream
+        self._heard = heard
+
+    def message(self, payload: bytes) -> None:
+        self._heard.append(payload.decode())
+        self._stream.send(payload)
+
+    def closed(self) -> None:
+        self._heard.append("closed")
+        self._stream.end()
+
+    def room(self) -> None:
+        pass
+
+    def gone(self) -> None:
+        self._heard.append("gone")
 
 
 class Service:
@@ -40,6 +63,7 @@ class Service:
         self.event = Outcome()
         self.ended: list[str] = []
         self.begun = 0
+        self.heard: list[str] = []
 
     def at_once(self, request: WaitRequest, _call: Call) -> WaitResponse:
         if request.id == "missing":
@@ -77,12 +101,16 @@ class Service:
     def large(self, _request: WaitRequest, call: Call) -> WaitRequest:
         return WaitRequest(exec_id="x" * 1_000_000)
 
-    def methods(self) -> dict[str, Method]:
+    def stream(self, stream: Stream) -> Echo:
+        return Echo(stream, self.heard)
+
+    def methods(self) -> dict[str, Method | StreamMethod]:
         return {
             "AtOnce": Method(WaitRequest, self.at_once),
             "Later": Method(WaitRequest, self.later),
             "Wait": Method(WaitRequest, self.wait, abandon=True),
             "Large": Method(WaitRequest, self.large),
+            "Stream": StreamMethod(self.stream),
         }
 
 
@@ -209,6 +237,52 @@ def test_a_caller_that_leaves_abandons_its_waits_but_not_what_it_began(served: S
     client.close()
     eventually(lambda: len(served.service.ended) == 2)
     assert served.service.ended == ["abandoned", "finished"]
+
+
+def test_a_method_that_streams_wants_a_caller_who_does(served: Served) -> None:
+    with Client(served.path) as client, pytest.raises(RpcError, match="Stream: its caller must stream"):
+        client.call(SERVICE, "Stream", b"")
+
+
+def test_streams_of_a_connection_are_limited_and_those_that_are_over_do_not_count(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_STREAMS", 2)
+    client = ClientConnection()
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(served.path)
+        peer.settimeout(60)
+
+        def opened() -> Answer | StreamData:
+            stream_id, opening = client.open_stream(SERVICE, "Stream", client_streams=True)
+            peer.sendall(opening + client.send_data(stream_id, b"x"))
+            while True:
+                for event in client.receive(peer.recv(65536)):
+                    return event
+
+        assert [opened() for _ in range(2)] == [StreamData(1, b"x", False), StreamData(3, b"x", False)]
+        refusal = opened()
+        assert isinstance(refusal, Answer)
+        with pytest.raises(RpcError, match="2 streams are open on this connection already"):
+            refusal.result()
+        peer.sendall(client.close_send(3))
+        assert client.receive(peer.recv(65536)) == [StreamData(3, None, True)]
+        assert opened() == StreamData(7, b"x", False)
+
+
+def test_what_a_caller_said_before_it_hung_up_is_heard(served: Served) -> None:
+    client = ClientConnection()
+    count = 200
+    for _ in range(5):
+        served.service.heard.clear()
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(served.path)
+            stream_id, opening = client.open_stream(SERVICE, "Stream", client_streams=True)
+            said = b"".join(client.send_data(stream_id, b"x") for _ in range(count))
+            peer.sendall(opening + said + client.close_send(stream_id))
+        eventually(lambda: served.service.heard[-1:] == ["closed"])
+        assert served.service.heard == ["x"] * count + ["closed"]
+        client = ClientConnection()
 
 
 def test_bytes_that_are_no_ttrpc_end_that_connection_only(served: Served) -> None:

@@ -13,6 +13,7 @@ from shim.api import (
     pod_config,
     runtime_info,
     sandbox,
+    streaming,
     task,
     ttrpc,
     types,
@@ -21,7 +22,10 @@ from shim.api import message as declarations
 from shim.api.message import Field, Message
 from tests.wire import oracle, tables
 
-MODULES = (bootstrap, events, metrics_v1, metrics_v2, options, runtime_info, sandbox, task, ttrpc, types)
+MODULES = (
+    *(bootstrap, events, metrics_v1, metrics_v2, options, runtime_info, sandbox, streaming, task, ttrpc),
+    types,
+)
 CLASSES = sorted(
     {
         found
@@ -109,8 +113,9 @@ def test_every_message_of_the_services_has_a_class() -> None:
         (task.SERVICE_V2, task.METHODS),
         (sandbox.SERVICE, sandbox.METHODS),
         (events.SERVICE, events.METHODS),
+        (streaming.SERVICE, streaming.METHODS),
     ],
-    ids=["task", "sandbox", "events"],
+    ids=["task", "sandbox", "events", "streaming"],
 )
 def test_methods_are_those_of_the_service(
     service: str, methods: dict[str, tuple[type[Message], type[Message]]]

@@ -286,6 +286,20 @@ def test_a_server_stream_ends_with_a_closing_data_frame() -> None:
     assert server.pending == 0
 
 
+def test_what_a_client_says_before_it_knows_of_the_end_is_no_fault_of_its() -> None:
+    server = ServerConnection()
+    server.receive(request(1, REMOTE_OPEN))
+    server.end_stream(1)
+    with pytest.raises(StreamGone):
+        server.send_data(1, b"")
+    with pytest.raises(StreamGone):
+        server.end_stream(1)
+    assert server.receive(data(1, 0, b"late")) == [StreamData(1, b"late", closed=False)]
+    assert server.receive(data(1, REMOTE_CLOSED | NO_DATA, b"")) == [StreamData(1, None, closed=True)]
+    assert server.pending == 0
+    assert_refused(server, data(1, 0, b"too late"), 1, INVALID_ARGUMENT)
+
+
 def test_a_message_too_large_for_a_stream_leaves_it_open() -> None:
     server = ServerConnection()
     server.receive(request(1))

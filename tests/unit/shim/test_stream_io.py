@@ -1,0 +1,513 @@
+"""Standard streams over the shim's own door: a real server, with this test as its clients and as the process."""
+
+from __future__ import annotations
+
+import os
+import pty
+import tty
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import InvalidArgument, Unsupported
+from runtime.linux.fds import OwnedFd
+from runtime.record import replace
+from shim import stdio, stream_io
+from shim.api.streaming import Data, WindowUpdate
+from shim.console import open_console
+from shim.loop import Loop
+from shim.stdio import PipeIo, Streams, open_pipes
+from shim.stream_io import StreamError
+from shim.ttrpc.status import RpcError
+from tests.unit.shim.loops import drive, settle, turn_until
+from tests.unit.shim.stream_peer import LIMIT_S, Street
+from tests.unit.shim.test_stdio import Child
+
+ROOM = 64 * 1024
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    before = sorted(os.listdir("/proc/self/fd"))
+    yield
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def street(no_descriptor_is_left: None, loop: Loop, tmp_path: Path) -> Iterator[Street]:
+    made = Street(loop, tmp_path)
+    yield made
+    made.close()
+
+
+def opened(street: Street, **streams: str) -> tuple[PipeIo, Child]:
+    """An io whose process has its ends."""
+    wanted = replace(Streams(), **{name: street.uri(stream_id) for name, stream_id in streams.items()})
+    io: PipeIo = drive(street.loop, open_pipes(street.loop, wanted, exchange=street.exchange))
+    child = Child(io)
+    io.attach(None)
+    return io, child
+
+
+def fill(street: Street, fd: int) -> bytes:
+    """Write until nothing more is taken; what was."""
+    os.set_blocking(fd, False)
+    sent, quiet = bytearray(), 0
+    block = os.urandom(4096)
+    while quiet < 3:
+        try:
+            sent += block[: os.write(fd, block)]
+            quiet = 0
+        except BlockingIOError:
+            settle(street.loop, 0.02)
+            quiet += 1
+    return bytes(sent)
+
+
+# --- output ------------------------------------------------------------------------------------------
+
+
+def test_what_the_process_writes_reaches_the_client_and_then_the_end(street: Street) -> None:
+    out, err = street.peer("c1-stdout", ROOM), street.peer("c1-stderr", ROOM)
+    io, child = opened(street, stdout="c1-stdout", stderr="c1-stderr")
+    os.write(child.stdout, b"to out")
+    os.write(child.stderr, b"to err")
+    assert out.read_until(6) == b"to out"
+    assert err.read_until(6) == b"to err"
+    child.close()
+    assert (out.read_all(), err.read_all()) == (b"to out", b"to err")
+    io.close()
+
+
+def test_all_is_drained_once_the_client_says_that_it_has_it(street: Street) -> None:
+    out = street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, b"last words")
+    child.close()
+    out.read_all()
+    settle(street.loop)
+    assert not io.drained.done
+    assert io.is_awaited()
+    out.say_all()
+    turn_until(street.loop, lambda: io.drained.done, LIMIT_S)
+    assert not io.is_awaited()
+    io.close()
+
+
+def test_a_client_that_says_nothing_of_the_end_is_not_waited_for_long(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_io, "FAREWELL_S", 0.01)
+    out = street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    child.close()
+    out.read_all()
+    turn_until(street.loop, lambda: io.drained.done, LIMIT_S)
+    io.close()
+
+
+def test_no_more_is_sent_than_there_is_room_for(street: Street) -> None:
+    out = street.peer("out", 1000)
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, bytes(range(250)) * 8)
+    assert len(out.read_until(1000)) == 1000
+    settle(street.loop)
+    assert len(out.turn().received) == 1000
+    out.make_room(10)
+    assert len(out.read_until(1010)) == 1010
+    out.make_room(ROOM)
+    child.close()
+    assert out.read_all() == bytes(range(250)) * 8
+    io.close()
+
+
+def test_a_piece_fits_the_buffer_of_a_client_that_counts_no_more(street: Street) -> None:
+    out = street.peer("out", 1 << 20)
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, bytes(ROOM))
+    child.close()
+    assert out.read_all() == bytes(ROOM)
+    assert out.largest == 32 * 1024
+    io.close()
+
+
+@pytest.mark.parametrize("room", [1 << 30, ROOM])
+def test_a_slow_reader_stops_the_writer_and_nothing_is_buffered_or_lost(street: Street, room: int) -> None:
+    """However much room the client claims to have: it is the socket that is full."""
+    out = street.peer("out", room)
+    io, child = opened(street, stdout="out")
+    sent = fill(street, child.stdout)
+    assert len(sent) < 300_000
+    assert out.read_until(len(sent) if room > ROOM else ROOM) == sent[: len(out.received)]
+    out.make_room(1 << 20)
+    child.close()
+    assert out.read_all() == sent
+    io.close()
+
+
+def test_waiting_for_room_takes_no_cpu(street: Street) -> None:
+    street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    fill(street, child.stdout)
+    turns = 0
+    over = street.loop.call_later(0.2, lambda: None)
+    while over.callback is not None:
+        street.loop.turn()
+        turns += 1
+    assert turns < 20
+    child.close()
+    io.close()
+
+
+def test_a_client_that_is_lost_comes_back_and_nothing_is_missing_or_doubled(street: Street) -> None:
+    out = street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, b"before ")
+    out.read_until(7)
+    out.hang_up()
+    settle(street.loop)
+    os.write(child.stdout, b"while away ")
+    settle(street.loop)
+    again = street.peer("out", ROOM)
+    assert again.read_until(11) == b"while away "
+    os.write(child.stdout, b"and after")
+    child.close()
+    assert again.read_all() == b"while away and after"
+    io.close()
+
+
+def test_a_piece_that_did_not_leave_as_a_whole_is_sent_again(street: Street) -> None:
+    out = street.peer("out", 1 << 20)
+    io, child = opened(street, stdout="out")
+    sent = fill(street, child.stdout)  # the socket is full, within a message
+    turn_until(street.loop, lambda: len(out.turn(4096).received) > 0, LIMIT_S)
+    whole = len(out.received)
+    out.hang_up()
+    settle(street.loop)
+    again = street.peer("out", 1 << 20)
+    child.close()
+    rest = again.read_all()
+    assert sent.endswith(rest)
+    # Of what the client had not read no more is missing than the kernel held for it.
+    assert len(sent) - len(rest) - whole <= 2 * stream_io.KERNEL_BYTES
+    io.close()
+
+
+def test_a_client_that_returns_after_the_end_gets_what_was_left_and_the_end(street: Street) -> None:
+    street.peer("out").hang_up()
+    street.peer("out")
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, b"last words")
+    child.close()
+    io.process_ended()
+    settle(street.loop)
+    assert not io.drained.done
+    assert io.pending()
+    assert street.peer("out", ROOM).read_all() == b"last words"
+    io.close()
+
+
+def test_another_client_takes_the_place_of_one_that_is_still_there(street: Street) -> None:
+    first = street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    second = street.peer("out", ROOM)
+    assert "another client has opened it" in first.wait_for_failure()
+    os.write(child.stdout, b"to the second")
+    assert second.read_until(13) == b"to the second"
+    child.close()
+    io.close()
+
+
+def test_a_client_that_wants_no_more_is_not_waited_for_once_the_process_has_ended(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.01)
+    out = street.peer("out")
+    io, child = opened(street, stdout="out")
+    out.say_all()
+    settle(street.loop)
+    os.write(child.stdout, b"nobody wants it")
+    io.process_ended()
+    turn_until(street.loop, lambda: io.drained.done, LIMIT_S)
+    child.close()
+    io.close()
+
+
+def test_after_the_end_of_the_process_what_is_there_is_passed_on_and_no_more(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.01)
+    out = street.peer("out")
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, b"said in time")
+    io.process_ended()
+    settle(street.loop)
+    out.make_room(ROOM)
+    assert out.read_all() == b"said in time"  # somebody else has it open still
+    child.close()
+    io.close()
+
+
+def test_closing_tells_a_client_the_end_although_a_grandchild_keeps_it_open(street: Street) -> None:
+    out = street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    io.close()
+    assert out.read_all() == b""
+    child.close()
+
+
+def test_there_is_no_log_to_reopen(street: Street) -> None:
+    street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    with pytest.raises(RpcError, match="reopen: stdout streaming_id=out is no log"):
+        drive(street.loop, io.reopen())
+    child.close()
+    io.close()
+
+
+# --- stdin -------------------------------------------------------------------------------------------
+
+
+def test_what_the_client_sends_is_what_the_process_reads_and_then_the_end(street: Street) -> None:
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    into.wait_for_room(8)
+    into.write(b"typed")
+    settle(street.loop)
+    assert os.read(child.stdin, 100) == b"typed"
+    into.say_all()
+    settle(street.loop)
+    assert os.read(child.stdin, 100) == b""
+    child.close()
+    io.close()
+
+
+def test_more_than_a_pipe_holds_gets_through_whole(street: Street) -> None:
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    os.set_blocking(child.stdin, False)
+    data, sent, got = os.urandom(1 << 20), 0, bytearray()
+    while len(got) < len(data):
+        if sent < len(data) and into.turn().room_at_shim:
+            piece = data[sent : sent + min(into.room_at_shim, 32 * 1024)]
+            into.write(piece)
+            sent += len(piece)
+            if sent == len(data):
+                into.say_all()
+                into.hang_up()  # at once, and with updates unread, as containerd does
+        settle(street.loop, 0.001)
+        try:
+            got += os.read(child.stdin, 1 << 20)
+        except BlockingIOError:
+            pass
+    assert bytes(got) == data
+    settle(street.loop)
+    assert os.read(child.stdin, 1) == b""
+    child.close()
+    io.close()
+
+
+def test_a_process_that_does_not_read_stops_the_client(street: Street) -> None:
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    sent, quiet = 0, 0
+    while quiet < 5:
+        if into.turn().room_at_shim:
+            quiet, size = 0, min(into.room_at_shim, 4096)
+            into.write(bytes(size))
+            sent += size
+        else:
+            settle(street.loop, 0.01)
+            quiet += 1
+    assert sent <= 3 * ROOM
+    child.close()
+    io.close()
+
+
+def test_a_client_that_sends_more_than_it_may_is_told_so_and_costs_nothing(street: Street) -> None:
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    into.wait_for_room()
+    into.write(bytes(into.room_at_shim + 1))
+    assert "where there was room for" in into.wait_for_failure()
+    os.set_blocking(child.stdin, False)
+    with pytest.raises(BlockingIOError):
+        os.read(child.stdin, 1)
+    child.close()
+    io.close()
+
+
+def test_a_client_that_is_lost_does_not_end_the_input(street: Street) -> None:
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    os.set_blocking(child.stdin, False)
+    into.wait_for_room()
+    into.write(b"before ")
+    into.hang_up()
+    settle(street.loop)
+    assert os.read(child.stdin, 100) == b"before "
+    with pytest.raises(BlockingIOError):
+        os.read(child.stdin, 1)
+    again = street.peer("in")
+    again.wait_for_room()
+    again.write(b"after")
+    again.say_all()
+    settle(street.loop)
+    assert os.read(child.stdin, 100) == b"after"
+    assert os.read(child.stdin, 100) == b""
+    child.close()
+    io.close()
+
+
+def test_once_stdin_is_closed_the_loss_of_the_client_ends_the_input(street: Street) -> None:
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    into.wait_for_room()
+    io.close_stdin()
+    into.write(b"still read")
+    into.hang_up()
+    settle(street.loop)
+    assert os.read(child.stdin, 100) == b"still read"
+    assert os.read(child.stdin, 100) == b""
+    child.close()
+    io.close()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_process_that_reads_no_more_does_not_hold_up_the_client(street: Street, again: bool) -> None:
+    """containerd's writer waits for room, and for nothing else: it could not be told to stop."""
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    child.close()
+    if again:
+        into.hang_up()
+        settle(street.loop)
+        into = street.peer("in")
+    for _ in range(20):
+        into.wait_for_room(32 * 1024)
+        into.write(bytes(32 * 1024))
+    io.close()
+
+
+# --- who comes when ----------------------------------------------------------------------------------
+
+
+def test_a_client_may_come_after_its_process(street: Street) -> None:
+    peers = []
+    street.loop.call_later(0.02, lambda: peers.append(street.peer("out", ROOM)))
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, b"hello")
+    assert peers[0].read_until(5) == b"hello"
+    child.close()
+    io.close()
+
+
+def test_a_client_that_never_comes_is_an_error_that_names_the_stream(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_io, "CLIENT_TIMEOUT_S", 0.01)
+    street.peer("other")
+    with pytest.raises(StreamError, match="open stderr streaming_id=err: no client opened it at this shim"):
+        opened(street, stdin="other", stderr="err")
+
+
+def test_a_stream_is_of_one_process(street: Street) -> None:
+    out = street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    with pytest.raises(RpcError, match="stream out: already exists"):
+        opened(street, stdout="out")
+    os.write(child.stdout, b"untouched")
+    assert out.read_until(9) == b"untouched"
+    child.close()
+    io.close()
+
+
+def test_what_a_client_says_before_its_process_is_there_is_not_lost_and_not_endless(street: Street) -> None:
+    out = street.peer("out")
+    for _ in range(40):
+        out.make_room(1)
+    assert "no process has it yet" in out.wait_for_failure()
+
+
+@pytest.mark.parametrize(
+    ("stream", "message", "why"),
+    [
+        ("out", Data(b"x"), "expected containerd.types.transfer.WindowUpdate"),
+        ("out", WindowUpdate(-1), "a window of"),
+        ("out", WindowUpdate(0x7FFFFFFF), "a window of"),
+        ("in", WindowUpdate(1), "expected containerd.types.transfer.Data"),
+    ],
+)
+def test_a_client_that_says_what_makes_no_sense_is_told_so_and_lost(
+    street: Street, stream: str, message: Data | WindowUpdate, why: str
+) -> None:
+    peers = {"out": street.peer("out", 1), "in": street.peer("in")}
+    io, child = opened(street, stdin="in", stdout="out")
+    peers[stream].say(message)
+    assert why in peers[stream].wait_for_failure()
+    again = street.peer("out", ROOM)
+    os.write(child.stdout, b"goes on")
+    assert again.read_until(7) == b"goes on"
+    child.close()
+    io.close()
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("ttrpc+vsock://3:1024?streaming_id=x", "streams over ttrpc.vsock are not supported"),
+        ("ttrpc+hvsock:///run/s:1024?streaming_id=x", "streams over ttrpc.hvsock are not supported"),
+        ("grpc+unix:///run/s?streaming_id=x", "streams over grpc.unix are not supported"),
+        ("grpc+vsock://3:1024?streaming_id=x", "streams over grpc.vsock are not supported"),
+        ("ttrpc+unix:///run/s", "it has no streaming_id"),
+        ("ttrpc+unix:///run/s?streaming_id=", "it has no streaming_id"),
+    ],
+)
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+def test_what_cannot_be_served_is_refused_by_the_name_of_its_field(
+    street: Street, name: str, uri: str, why: str
+) -> None:
+    with pytest.raises((Unsupported, InvalidArgument), match=rf"open {name} .*{why}"):
+        drive(
+            street.loop, open_pipes(street.loop, replace(Streams(), **{name: uri}), exchange=street.exchange)
+        )
+
+
+# --- terminals ---------------------------------------------------------------------------------------
+
+
+def test_a_terminal_is_typed_on_and_read_over_streams(street: Street) -> None:
+    into, out = street.peer("in"), street.peer("out", ROOM)
+    streams = Streams(street.uri("in"), street.uri("out"), "", terminal=True)
+    io = drive(street.loop, open_console(street.loop, streams, exchange=street.exchange))
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    io.attach(OwnedFd(master))
+    into.wait_for_room()
+    into.write(b"typed")
+    settle(street.loop)
+    assert os.read(slave, 100) == b"typed"
+    os.write(slave, b"printed")
+    assert out.read_until(7) == b"printed"
+    os.close(slave)
+    assert out.read_all() == b"printed"
+    out.say_all()
+    turn_until(street.loop, lambda: io.drained.done, LIMIT_S)
+    io.close()
+
+
+def test_a_terminal_waits_for_its_reader(street: Street) -> None:
+    out = street.peer("out")
+    streams = Streams("", street.uri("out"), "", terminal=True)
+    io = drive(street.loop, open_console(street.loop, streams, exchange=street.exchange))
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    io.attach(OwnedFd(master))
+    sent = fill(street, slave)
+    assert len(sent) < 400_000
+    out.make_room(1 << 20)
+    assert out.read_until(len(sent)) == sent
+    os.close(slave)
+    out.read_all()
+    io.close()
