@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from manor import checkout, oci, trace
+from manor import checkout, leaks, oci, ps, trace
 from runtime.cli.help import VERSION
 
 
@@ -22,6 +22,8 @@ VERBS = {
     "demo": Verb("watch a pod from run to remove, through a containerd of its own", checkout.demo),
     "bench": Verb("measure Manor beside runc", checkout.bench),
     "oci": Verb("run containers from bundles: runc's verbs and options", oci.main),
+    "ps": Verb("show pods, containers and execs of this node, with stage and age", ps.main),
+    "leaks": Verb("show what nobody owns on this node, and remove it", leaks.main),
     "trace": Verb("show where the time of a start went", trace.main),
 }
 

@@ -116,11 +116,33 @@ def _make_root(root: str) -> None:
             ) from error
 
 
-def note_cgroup(directory: str) -> None:
-    """Say that the cgroup of the container of `directory` was made for it: until then that path is somebody else's."""
-    os.close(
-        os.open(f"{directory}/{_CGROUP_MADE}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    )
+def note_cgroup(directory: str, path: str = "") -> None:
+    """Say that the cgroup of the container of `directory` was made for it: until then that path is somebody else's.
+
+    `path` is its directory in the first hierarchy, whose inode number no later cgroup will have (fs/kernfs). OSError.
+    """
+    inode = os.stat(path).st_ino if path else 0
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(f"{directory}/{_CGROUP_MADE}", flags, 0o600)
+    try:
+        os.write(fd, str(inode).encode())
+    finally:
+        os.close(fd)
+
+
+def cgroup_inode(root: str, container_id: str) -> int:
+    """What `note_cgroup` has noted: 0 where it knew no directory (an earlier version knows none), or said nothing."""
+    try:
+        fd = os.open(
+            f"{root}/{check_id(container_id)}/{_CGROUP_MADE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        )
+    except OSError:
+        return 0
+    try:
+        text = os.read(fd, 32)
+    finally:
+        os.close(fd)
+    return int(text) if text.isdigit() else 0
 
 
 def has_cgroup(root: str, container_id: str) -> bool:

@@ -177,7 +177,7 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     traced = spans.enabled(request.environ)
     for line in unheeded(handler.options):
         log.write(WARNING, line)
-    Shim(listener, path, wanted, host, log, run_dir(request.environ), traced, handler, held).serve()
+    Shim(listener, path, wanted, host, log, run_dir(request.environ), traced, handler).serve(held)
 
 
 def _deed(wanted: Bootstrap, path: str, bundle: str) -> Deed:
@@ -232,10 +232,9 @@ class Shim:
         state_dir: str,
         traced: bool,
         handler: Handler,
-        held: OwnedFd,
     ) -> None:
         self._path = path
-        self._held = held
+        self._held = OwnedFd(-1)
         self._log = log
         self._loop = Loop()
         self._loop.on_failure = log.bug
@@ -254,7 +253,6 @@ class Shim:
         self._pod = Pod(self._loop, reaper, self._events, host, log, self._spans.emit, self.shutdown, journal)
         self._pod.handler = handler
         self._pod.namespace = wanted.namespace
-        self._pod.keep = (held.fileno(),)
         methods = TaskService(self._pod).methods()
         services: dict[str, Mapping[str, Method | StreamMethod]] = {
             task.SERVICE_V2: methods,
@@ -273,8 +271,10 @@ class Shim:
     def _when_quiet(self, call: Callable[[], None]) -> None:
         self._loop.call_later(SPANS_DELAY_S, call)
 
-    def serve(self) -> NoReturn:
-        """Serve until told to end."""
+    def serve(self, held: OwnedFd) -> NoReturn:
+        """Serve until told to end, and hold the pod's directory by its lock `held` until then."""
+        self._held = held
+        self._pod.keep = (held.fileno(),)
         try:
             self._loop.run()
         except BaseException as error:

@@ -92,7 +92,7 @@ class Remains:
                 if name == container_id:
                     answer = ended
                 else:
-                    self._try("note exit", _leave_note, left.bundle, ended)
+                    self._try("note exit", leave_note, left.bundle, ended)
             else:
                 own = files.bundle_of(name)
                 for where in (bundle, own) if name == container_id else (own,):
@@ -173,7 +173,7 @@ class Remains:
             self.warnings.append(f"{what}: {describe(error)}")
 
 
-def _leave_note(bundle: str, ended: Exit) -> None:
+def leave_note(bundle: str, ended: Exit) -> None:
     """containerd removes the bundle when it has run `delete` for it; if it has already, there is nobody to be told."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:

@@ -59,8 +59,8 @@ class ApartRequest(Record):
     """A container to be made from the config.json in `bundle`.
 
     `terminal` is what the caller has made `stdio` for. `prepare` is called in the creating process as `CreateRequest`
-    has it, and what it has done is the caller's to undo when the create fails. `adapt` changes the config there before anything is made of it;
-    `keep` are descriptors that its paths name ("/proc/self/fd/N").
+    has it, and what it has done is the caller's to undo when the create fails. `adapt` changes the config there
+    before anything is made of it; `keep` are descriptors for it, such as its paths name ("/proc/self/fd/N").
     """
 
     id: str

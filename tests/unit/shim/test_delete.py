@@ -225,7 +225,7 @@ def test_of_a_create_that_was_cut_short_a_cgroup_that_is_in_use_is_its_own_only_
     monkeypatch.setattr(load, "cgroup_asked_for", lambda *_asked: used)
     monkeypatch.setattr(load, "open_cgroup", lambda *_asked: used)
     gone: list[str] = []
-    monkeypatch.setattr(Remains, "_remove_cgroup", lambda _self, each: each.kept and gone.append("/own"))
+    monkeypatch.setattr(Remains, "_remove_cgroup", lambda _self, each: gone.extend(["/own"] * each.kept))
     directory = tmp_path / "pod" / "c1"
     directory.mkdir(parents=True)
     (directory / "state.json").write_text(
