@@ -25,7 +25,8 @@ from manor import ledger
 from manor.ledger import Mount, Pod, Stage, Untrusted
 from manor.ps import age, printable, table
 from runtime import rdt, state
-from runtime.cgroups import Cgroup, Layout, detect_layout, open_cgroup
+from runtime.cgroups.cgroup import Cgroup, open_cgroup
+from runtime.cgroups.layout import Layout, detect_layout
 from runtime.errors import ManorError, describe
 from runtime.linux import mount as m
 from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2

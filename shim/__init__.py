@@ -20,7 +20,7 @@ Its loop, and its door:
     loop tasks                     one epoll, one thread; drives the runtime's generators
     ttrpc/                         frames and connections without I/O; a small client
     api/                           the messages, and the codec for them
-    server streams errors          calls to handlers, answers back; calls that stream; what a caller is told of a failure
+    server streams errors          calls to handlers, answers back; calls that stream; how a failure is told
     task_service                   containerd's Task API, a few lines a method
     sandbox_service log_service    its Sandbox API, for pods that are left to us; the calls about container logs
     ps_service                     all that the pod has, in one answer, for `manor ps`

@@ -14,7 +14,7 @@ import pytest
 
 from runtime import trace
 from runtime.linux import mount as m
-from runtime.operations import ApartRequest, create_apart
+from runtime.operations.apart import ApartRequest, create_apart
 from runtime.stages.plan import DIRECT, STAGED, Stdio
 from runtime.waiting import run
 from shim import deed
