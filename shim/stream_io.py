@@ -230,7 +230,7 @@ class StreamOutput(_End):
     def _send(self) -> None:
         """Send what is held, if there is somebody with room for it and nothing else is being sent."""
         stream = self._stream
-        if stream is not None and self._held and self._room and not self._leaving and stream.has_room:
+        if stream is not None and self._held and self._room and not self._leaving:
             piece = self._held[: self._room]
             self._room -= len(piece)
             self._leaving = len(piece)

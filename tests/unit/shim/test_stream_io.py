@@ -178,19 +178,35 @@ def test_a_client_that_is_lost_comes_back_and_nothing_is_missing_or_doubled(stre
 
 
 def test_a_piece_that_did_not_leave_as_a_whole_is_sent_again(street: Street) -> None:
+    out = street.peer("out")
+    io, child = opened(street, stdout="out")
+    sent = fill(street, child.stdout)
+    out.make_room(1 << 20)
+    out.read_until(1)
+    settle(street.loop)
+    whole = len(out.received)
+    out.hang_up()  # with the first part of a message before it, of which the rest is with the shim
+    settle(street.loop)
+    again = street.peer("out", 10)
+    settle(street.loop)
+    assert bytes(again.turn().received) == sent[whole : whole + 10]
+    again.make_room(1 << 20)
+    child.close()
+    assert again.read_all() == sent[whole:]
+    io.close()
+
+
+def test_no_more_is_lost_with_a_client_than_the_kernel_held_for_it(street: Street) -> None:
     out = street.peer("out", 1 << 20)
     io, child = opened(street, stdout="out")
-    sent = fill(street, child.stdout)  # the socket is full, within a message
-    turn_until(street.loop, lambda: len(out.turn(4096).received) > 0, LIMIT_S)
-    whole = len(out.received)
+    sent = fill(street, child.stdout)
     out.hang_up()
     settle(street.loop)
     again = street.peer("out", 1 << 20)
     child.close()
     rest = again.read_all()
     assert sent.endswith(rest)
-    # Of what the client had not read no more is missing than the kernel held for it.
-    assert len(sent) - len(rest) - whole <= 2 * stream_io.KERNEL_BYTES
+    assert len(sent) - len(rest) <= 2 * stream_io.KERNEL_BYTES
     io.close()
 
 
@@ -308,6 +324,32 @@ def test_more_than_a_pipe_holds_gets_through_whole(street: Street) -> None:
     io.close()
 
 
+def test_what_was_sent_before_a_client_hung_up_is_read_although_nothing_can_be_said_to_it(
+    street: Street,
+) -> None:
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    into.wait_for_room(ROOM)
+    data = os.urandom(ROOM)
+    into.write(data[: ROOM // 2])
+    into.write(data[ROOM // 2 :])
+    into.say_all()
+    into.hang_up()
+    got = bytearray()
+    os.set_blocking(child.stdin, False)
+    while len(got) < len(data):
+        settle(street.loop, 0.001)
+        try:
+            more = os.read(child.stdin, ROOM)
+        except BlockingIOError:
+            continue
+        assert more, "the input ends too early"
+        got += more
+    assert bytes(got) == data
+    child.close()
+    io.close()
+
+
 def test_a_process_that_does_not_read_stops_the_client(street: Street) -> None:
     into = street.peer("in")
     io, child = opened(street, stdin="in")
@@ -419,6 +461,20 @@ def test_a_stream_is_of_one_process(street: Street) -> None:
         opened(street, stdout="out")
     os.write(child.stdout, b"untouched")
     assert out.read_until(9) == b"untouched"
+    out.hang_up()
+    settle(street.loop)
+    os.write(child.stdout, b" and found again")
+    assert street.peer("out", ROOM).read_until(16) == b" and found again"
+    child.close()
+    io.close()
+
+
+def test_of_two_clients_without_a_process_the_later_one_gets_it(street: Street) -> None:
+    first, second = street.peer("out", ROOM), street.peer("out", ROOM)
+    assert "another client has opened it" in first.wait_for_failure()
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, b"hello")
+    assert second.read_until(5) == b"hello"
     child.close()
     io.close()
 
