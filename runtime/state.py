@@ -38,6 +38,10 @@ _ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 _MAX_ID = 255
 _MAX_STATE = 32 << 20  # a config may have 4 MiB, and its annotations are in here, as often as need be
 STATE_FILE = "state.json"
+# Of state.json. Raised with a change that a reader of the one before would misunderstand; a field more, which it can
+# do without, is none. Read are this one and the one before.
+FORMAT = 1
+_OLDEST_FORMAT = 1
 GATE = "start.sock"
 _CGROUP_MADE = ".cgroup"
 
@@ -65,7 +69,7 @@ class State(Record):
     terms: dict[str, Any] | None = None
     owner: int = 0
     unit: str = ""
-    version: int = 1
+    version: int = FORMAT
 
 
 def transition(current: str, target: str) -> str:
@@ -194,7 +198,11 @@ def load(root: str, container_id: str) -> State:
     """Read a container's state. NotFound without one; InvalidState when the file is not ours to understand."""
     data = _read(root, container_id)
     try:
-        return _from_json(parse(data))
+        value = parse(data)
+        _check_format(container_id, value["version"])
+        return _from_json(value)
+    except InvalidState:
+        raise
     except Exception as error:
         raise InvalidState(f"state of container {container_id} is damaged: {error}") from error
 
@@ -208,16 +216,16 @@ def salvage(root: str, container_id: str) -> State | None:
         value = parse(_read(root, container_id))
         pid, started, path = value["pid"], value["start_time"], value["cgroups_path"]
         directories = tuple((str(name), str(place)) for name, place in value["cgroup_directories"])
-        unit = value.get("unit", "")
+        unit, bundle = value.get("unit", ""), value.get("bundle", "")
     except NotFound:
         raise
     except Exception:
         return None
     if any(type(number) is not int or number <= 0 for number in (pid, started)) or not directories:
         return None
-    if any(type(text) is not str for text in (path, unit)):
+    if any(type(text) is not str for text in (path, unit, bundle)):
         return None
-    return State(container_id, "", pid, started, "", path, directories, 0, "", {}, "", unit=unit)
+    return State(container_id, bundle, pid, started, "", path, directories, 0, "", {}, "", unit=unit)
 
 
 def _read(root: str, container_id: str) -> bytes:
@@ -236,9 +244,24 @@ def _read(root: str, container_id: str) -> bytes:
         os.close(fd)
 
 
+def _check_format(container_id: str, version: object) -> None:
+    """InvalidState for a version of state.json that is not read here."""
+    if type(version) is not int:
+        raise ValueError(f"version: {version!r} is not a number")
+    if version > FORMAT:
+        raise InvalidState(
+            f"state of container {container_id}: version {version} is of a newer Manor, this one reads up to {FORMAT}"
+        )
+    if version < _OLDEST_FORMAT:
+        raise InvalidState(
+            f"state of container {container_id}: version {version} is of an older Manor, "
+            f"this one reads from {_OLDEST_FORMAT} on"
+        )
+
+
 def _from_json(value: Any) -> State:
-    if value.get("version") != 1:
-        raise ValueError(f"unknown version {value.get('version')!r}")
+    """What a later version has added is left out: a field that must not be would have raised FORMAT."""
+    value = {name: field for name, field in value.items() if name in State.FIELD_NAMES}
     value["cgroup_directories"] = tuple((str(name), str(path)) for name, path in value["cgroup_directories"])
     value["stdio"] = tuple(str(name) for name in value["stdio"])
     state = State(**value)

@@ -26,22 +26,29 @@ def to_json(terms: Terms) -> dict[str, Any]:
 
 
 def from_json(said: dict[str, Any]) -> Terms:
-    """The terms that `to_json` wrote. KeyError, TypeError or ValueError for what it did not."""
-    said = dict(said)
-    if said["filter"] is not None:
+    """The terms that `to_json` wrote. KeyError, TypeError or ValueError for what it did not.
+
+    An earlier version may have had fewer of them. Of a later one's, those that say nothing (null, false, empty) are
+    left out; any other is a ValueError: an exec that does without it may be less confined than its container.
+    """
+    unknown = [name for name, term in said.items() if name not in Terms.FIELD_NAMES and term]
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))}: of a newer Manor")
+    said = {name: term for name, term in said.items() if name in Terms.FIELD_NAMES}
+    if said.get("filter") is not None:
         program, flags, notify = said["filter"]
         said["filter"] = Filter(bytes.fromhex(program), flags, notify)
-    if said["memory_policy"] is not None:
+    if said.get("memory_policy") is not None:
         mode, nodes = said["memory_policy"]
         said["memory_policy"] = MemoryPlan(mode, bytes.fromhex(nodes))
-    if said["capabilities"] is not None:
+    if said.get("capabilities") is not None:
         said["capabilities"] = Capabilities(**_tuples(said["capabilities"]))
-    if said["affinity"] is not None:
+    if said.get("affinity") is not None:
         said["affinity"] = ExecCpuAffinity(*said["affinity"])
-    if said["hooks"] is not None:
+    if said.get("hooks") is not None:
         said["hooks"] = _hooks_from_json(said["hooks"])
     for pair in ("listener", "rdt"):
-        if said[pair] is not None:
+        if said.get(pair) is not None:
             first, second = said[pair]
             said[pair] = (first, second)
     return Terms(**said)

@@ -23,7 +23,7 @@ from shim.api.codec import encode
 from shim.api.types import timestamp
 from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
 from shim.deed import Deed
-from shim.delete import Remains, killed, known_exit
+from shim.delete import Remains, killed
 from shim.events import Publisher
 from shim.exits import Reaper
 from shim.journal import Journal
@@ -108,26 +108,28 @@ def _delete(request: StartRequest, invocation: Invocation) -> None:
     bundle = _path_of(request.cwd_fd)
     group = bootstrap.group_of(request.cwd_fd.fileno(), invocation.id)
     name = pod_name(invocation.address, invocation.namespace, group)
-    warnings: list[str] = []
     directory = pod_directory(request.environ, name)
     socket_path = sockets.recorded_socket(directory) or f"{bootstrap.SOCKET_DIR}/{name}"
+    remains = Remains(directory, request.layout or detect_layout())
     alive, taken = sockets.is_served(socket_path), None
     if not alive:
         try:
             taken = deed.take(directory, PARTED_S)
         except TimeoutError as error:
             alive = sockets.is_served(socket_path)  # the next one, by now
-            warnings.append(describe(error))
+            remains.warnings.append(describe(error))
     if alive:
-        ended = known_exit(directory, invocation.id, bundle) or killed(invocation.id)
+        ended = remains.known_exit(invocation.id, bundle) or killed(invocation.id)
     else:
         with taken or OwnedFd(-1):
-            remains = Remains(directory, request.layout or detect_layout())
             ended = remains.remove_all(invocation.id, bundle)
             sockets.remove_socket(socket_path)
-        warnings += remains.warnings
     answer = task.DeleteResponse(ended.pid, ended.code, timestamp(ended.exited_at))
-    _answer(request, encode(answer), "".join(f"{warning}\n" for warning in warnings).encode(errors="replace"))
+    _answer(
+        request,
+        encode(answer),
+        "".join(f"{warning}\n" for warning in remains.warnings).encode(errors="replace"),
+    )
 
 
 def _path_of(directory: OwnedFd) -> str:

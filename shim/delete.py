@@ -18,7 +18,7 @@ from runtime import state
 from runtime.bundle import read_config
 from runtime.cgroups.cgroup import Cgroup, open_cgroup
 from runtime.container import open_host
-from runtime.errors import ManorError, describe
+from runtime.errors import ManorError, NotFound, describe
 from runtime.linux.fds import OwnedFd
 from runtime.operations.delete import remove_cgroup
 from runtime.operations.load import cgroup_asked_for, cgroup_of
@@ -26,7 +26,7 @@ from runtime.spec.load import load_spec
 from runtime.waiting import run
 from shim import journal, rootfs_mounts, systemd
 from shim.container import rootfs_of
-from shim.journal import Exit
+from shim.journal import Exit, NewerJournal
 from shim.pod_files import PodFiles
 from shim.sockets import NOTE_MARK, forget_pod
 
@@ -44,25 +44,19 @@ EXIT_NOTE = "manor-exit.json"
 def known_exit(root: str, container_id: str, bundle: str, pid: int = 0, start_time: int = 0) -> Exit | None:
     """How the init of a container ended, from the journal of its pod or from its bundle; None if nobody knows.
 
-    `pid` and `start_time` are init's, 0 if they are not known.
+    `pid` and `start_time` are init's, 0 if they are not known. NewerJournal.
     """
     found = journal.exit_of_init(journal.read(root), container_id, pid, start_time)
-    if found is not None:
-        return found
+    return found or journal.exit_of_init(_read_note(bundle), container_id, pid, start_time)
+
+
+def _read_note(bundle: str) -> list[Exit]:
+    path = f"{bundle}/{EXIT_NOTE}"
     try:
-        with OwnedFd(os.open(f"{bundle}/{EXIT_NOTE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as note:
-            return journal.exit_of_init(
-                [
-                    entry
-                    for line in os.read(note.fileno(), 1 << 16).splitlines()
-                    if (entry := journal.decode(line))
-                ],
-                container_id,
-                pid,
-                start_time,
-            )
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as note:
+            return journal.read_lines(path, os.read(note.fileno(), 1 << 16))
     except OSError:
-        return None
+        return []
 
 
 def killed(container_id: str, pid: int = 0, start_time: int = 0) -> Exit:
@@ -86,23 +80,32 @@ class Remains:
         for name in self._container_ids():
             left = self._load(name)
             if left is not None:
-                ended = known_exit(self._root, name, left.bundle, left.pid, left.start_time)
+                ended = self.known_exit(name, left.bundle, left.pid, left.start_time)
                 self._remove(left, name)
                 ended = ended or killed(name, left.pid, left.start_time)
                 if name == container_id:
                     answer = ended
-                else:
+                elif left.bundle:
                     self._try("note exit", leave_note, left.bundle, ended)
             else:
                 own = files.bundle_of(name)
                 for where in (bundle, own) if name == container_id else (own,):
                     self._try("remove what the config names", self._remove_by_config, where, name)
             self._try("remove state", state.remove_directory, self._root, name)
-        answer = answer or known_exit(self._root, container_id, bundle)
+        answer = answer or self.known_exit(container_id, bundle)
         self._try("unmount", rootfs_mounts.unmount, rootfs_of(bundle))
         self._try("remove files of the pod", files.remove)
         forget_pod(self._root)
         return answer or killed(container_id)
+
+    def known_exit(self, container_id: str, bundle: str, pid: int = 0, start_time: int = 0) -> Exit | None:
+        """`known_exit` of this pod; a record that cannot be read is a warning, once."""
+        try:
+            return known_exit(self._root, container_id, bundle, pid, start_time)
+        except NewerJournal as error:
+            if (warning := describe(error)) not in self.warnings:
+                self.warnings.append(warning)
+            return None
 
     def _container_ids(self) -> list[str]:
         try:
@@ -113,14 +116,18 @@ class Remains:
     def _load(self, container_id: str) -> state.State | None:
         try:
             return state.load(self._root, container_id)
-        except ManorError as error:  # it was killed while it wrote it, or before
+        except ManorError as error:  # it was killed while it wrote it, or before; or it was of a newer Manor
             self.warnings.append(describe(error))
+        try:
+            return state.salvage(self._root, container_id)
+        except NotFound:
             return None
 
     def _remove(self, left: state.State, container_id: str) -> None:
         self._try("kill init", self._kill, left.pid, left.start_time)
         self._try("remove cgroup", self._remove_cgroup_of, left, container_id)
-        self._try("unmount", rootfs_mounts.unmount, rootfs_of(left.bundle))
+        if left.bundle:
+            self._try("unmount", rootfs_mounts.unmount, rootfs_of(left.bundle))
 
     def _kill(self, pid: int, start_time: int) -> None:
         """Init by name; whatever else there is goes with its cgroup."""
@@ -178,6 +185,6 @@ def leave_note(bundle: str, ended: Exit) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         with OwnedFd(os.open(f"{bundle}/{EXIT_NOTE}", flags, 0o600)) as note:
-            os.write(note.fileno(), ended.encode())
+            os.write(note.fileno(), journal.HEADER + ended.encode())
     except (FileNotFoundError, NotADirectoryError):
         pass

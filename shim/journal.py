@@ -9,6 +9,9 @@ nodes, a power failure takes both, and the containers with them.
 Who reads it is the `delete` action, when the shim is dead: containerd is then told how the container ended,
 and not that it was killed. A line that was cut off, or is damaged, counts as not there; the others do.
 
+The first line says the version of the format. It is raised with a change that a reader of the one before would
+misunderstand; of a later version nothing is read. Files of Manor 0.1 have no such line, and are of version 1.
+
 The file is bounded: when it has grown, it is written anew with the processes that containerd has not
 deleted yet, since of the others it knows the exit.
 """
@@ -18,7 +21,7 @@ from __future__ import annotations
 import errno
 import os
 
-from runtime.errors import describe
+from runtime.errors import ManorError, describe
 from runtime.linux.aio import FileSync
 from runtime.linux.constants import RAMFS_MAGIC, TMPFS_MAGIC
 from runtime.linux.fds import OwnedFd
@@ -39,12 +42,18 @@ if TYPE_CHECKING:
 # Begins with sockets.NOTE_MARK, as no container's directory does.
 FILE = "@exits"
 _NEW_FILE = "@exits.new"
+FORMAT = 1
+HEADER = f'{{"journal":{FORMAT}}}\n'.encode()
 COMPACT_BYTES = 64 * 1024
 # How long an event is held back for a disk that does not answer. An exit that is told late is worse than one
 # whose record a power failure could take.
 SYNC_PATIENCE_S = 2.0
 _READ_LIMIT = 64 << 20
 _LONGEST_LINE = 1 << 16
+
+
+class NewerJournal(ManorError):
+    """Exits on record in a format that is not read here; says whose and which."""
 
 
 class Oom(Record):
@@ -136,6 +145,8 @@ class Journal:
                 self._compact()
             if self._cut_off:
                 line = b"\n" + line
+            if not self._size:
+                line = HEADER + line
             written = os.write(self._file.fileno(), line)
             self._size += written
             self._cut_off = written < len(line)
@@ -147,7 +158,7 @@ class Journal:
 
     def _compact(self) -> None:
         """Begin a new file with what still counts. Renamed, so that there is a whole one at any time."""
-        kept = b"".join(entry.encode() for entry in self.undeleted())
+        kept = HEADER + b"".join(entry.encode() for entry in self.undeleted())
         path = f"{self._directory}/{_NEW_FILE}"
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         new = OwnedFd(os.open(path, flags, 0o600))
@@ -211,15 +222,38 @@ class Journal:
 
 
 def read(directory: str) -> list[Exit]:
-    """All exits on record in a pod's state directory, in the order in which they were written; none without one."""
+    """All exits on record in a pod's state directory, in the order in which they were written; none without one.
+
+    NewerJournal.
+    """
+    path = f"{directory}/{FILE}"
     try:
-        with OwnedFd(os.open(f"{directory}/{FILE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as file:
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as file:
             data = b""
             while (chunk := os.read(file.fileno(), 1 << 20)) and len(data) < _READ_LIMIT:
                 data += chunk
     except OSError:
         return []
-    return [entry for line in data.splitlines() if (entry := decode(line)) is not None]
+    return read_lines(path, data)
+
+
+def read_lines(path: str, data: bytes) -> list[Exit]:
+    """The exits in what the file `path` holds. NewerJournal."""
+    lines = data.splitlines()
+    version = _version(lines[0]) if lines else FORMAT
+    if version > FORMAT:
+        raise NewerJournal(f"{path}: version {version} is of a newer Manor, this one reads up to {FORMAT}")
+    return [entry for line in lines if (entry := decode(line)) is not None]
+
+
+def _version(line: bytes) -> int:
+    """What a first line says of those that follow."""
+    try:
+        told = parse(line, _LONGEST_LINE)
+    except JsonError:
+        return FORMAT
+    version = told.get("journal") if isinstance(told, dict) else None
+    return version if type(version) is int else FORMAT
 
 
 def decode(line: bytes) -> Exit | None:

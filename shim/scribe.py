@@ -80,7 +80,8 @@ def make_spans(message: bytes, epoch_ns: int) -> list[Span]:
     that overlaps is drawn one after the other, as it was finished. NotAnOperation for anything else.
     """
     try:
-        name, trace, parent, sampled, marks, attributes, dropped = parse(message)
+        # A later version may have more to say at the end.
+        name, trace, parent, sampled, marks, attributes, dropped, *_more = parse(message)
         whole = parse_traceparent(f"00-{trace}-{parent or 'f' * 16}-00")
         times = [int(when) + epoch_ns for _step, when in marks]
         steps = [str(step) for step, _when in marks]

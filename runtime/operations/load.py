@@ -84,7 +84,9 @@ def _terms(known: state.State) -> Any:
     try:
         return terms.from_json(known.terms or {})
     except (KeyError, TypeError, ValueError) as error:
-        raise InvalidState(f"state of container {known.id} is damaged: terms: {error}") from error
+        raise InvalidState(
+            f"state of container {known.id} is not to be understood: terms: {error}"
+        ) from error
 
 
 def open_init(known: state.State) -> OwnedFd | None:

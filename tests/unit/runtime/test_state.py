@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from runtime import state
+from runtime import state, terms
+from runtime.container import Terms
 from runtime.errors import IdInUse, InvalidId, InvalidState, NotFound
 from runtime.linux.process import start_time
+from runtime.spec.model import ExecCpuAffinity
 from runtime.state import State
 
+RECORDED = Path(__file__).parents[2] / "recorded/0.1.0"
 EXAMPLE = State(
     id="c1",
     bundle="/b",
@@ -108,7 +112,7 @@ def test_a_container_without_state_does_not_exist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b'{"version": 2}', b'{"version": 1}', b"\xff", b"{" * 5000]
+    "content", [b"", b"{", b"[]", b"null", b'{"version": 1}', b'{"version": "2"}', b"\xff", b"{" * 5000]
 )
 def test_a_damaged_state_says_so(tmp_path: Path, content: bytes) -> None:
     directory = saved(tmp_path)
@@ -124,6 +128,75 @@ def test_a_state_with_a_field_of_the_wrong_type_is_damaged(tmp_path: Path) -> No
     (directory / "state.json").write_text(text.replace("4711", "true"))
     with pytest.raises(InvalidState, match="damaged"):
         state.load(str(tmp_path), "c1")
+
+
+# --- other versions ---
+
+
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("*/*/state.json")), ids=lambda path: path.parent.name)
+def test_what_manor_0_1_wrote_is_read(path: Path) -> None:
+    known = state.load(str(path.parents[1]), path.parent.name)
+    assert (known.id, known.pid, known.version) == (path.parent.name, 4194304, 1)
+    assert known.cgroup_directories[0] == ("cpu", f"/sys/fs/cgroup/cpu/mnr-1/{known.id}")
+    assert known.terms is not None
+    kept = terms.from_json(known.terms)
+    assert kept.init_is_first
+    if known.id != "c2":
+        assert kept.filter is not None
+        assert kept.hooks is not None
+        assert kept.capabilities is not None
+        assert (len(kept.filter.program), kept.filter.notify) == (72, False)
+        assert kept.hooks.poststop[0].args == ("true", "x")
+        assert kept.capabilities.ambient == ("CAP_CHOWN", "CAP_KILL")
+        assert (kept.affinity, kept.umask) == (ExecCpuAffinity("0", "0-1"), 18)
+
+
+def changed(root: Path, **fields: object) -> None:
+    told = json.loads((saved(root) / "state.json").read_text())
+    (root / "c1/state.json").write_text(json.dumps({**told, **fields}))
+
+
+def test_fields_that_are_new_are_left_alone(tmp_path: Path) -> None:
+    changed(tmp_path, novel={"a": [1]}, other=None)
+    assert state.load(str(tmp_path), "c1") == EXAMPLE
+
+
+def test_a_later_version_is_refused_by_name_and_can_be_removed(tmp_path: Path) -> None:
+    changed(tmp_path, version=2, rootfs={"moved": "into a table"})
+    with pytest.raises(InvalidState, match="c1: version 2 is of a newer Manor, this one reads up to 1$"):
+        state.load(str(tmp_path), "c1")
+    left = state.salvage(str(tmp_path), "c1")
+    assert left is not None
+    assert (left.pid, left.start_time, left.bundle, left.cgroups_path) == (4711, 99, "/b", "/pod/c1")
+
+
+def test_a_version_before_the_last_is_refused_by_name(tmp_path: Path) -> None:
+    changed(tmp_path, version=0)
+    with pytest.raises(InvalidState, match="c1: version 0 is of an older Manor"):
+        state.load(str(tmp_path), "c1")
+
+
+def test_terms_that_an_exec_must_keep_are_refused_by_name_and_empty_ones_are_not() -> None:
+    told = terms.to_json(Terms(0, init_is_first=True))
+    assert terms.from_json({**told, "landlock": None, "novel": []}) == Terms(0, init_is_first=True)
+    with pytest.raises(ValueError, match="landlock, novel: of a newer Manor"):
+        terms.from_json({**told, "novel": True, "landlock": {"read": ["/"]}})
+
+
+def test_terms_that_an_earlier_version_did_not_have_are_what_they_are_by_default() -> None:
+    told = terms.to_json(Terms(7, init_is_first=False))
+    for name in (
+        "filter",
+        "memory_policy",
+        "capabilities",
+        "affinity",
+        "hooks",
+        "listener",
+        "rdt",
+        "keyring",
+    ):
+        del told[name]
+    assert terms.from_json(told) == Terms(7, init_is_first=False)
 
 
 @pytest.mark.parametrize("kind", ["symlink", "directory", "fifo"])

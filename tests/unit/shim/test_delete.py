@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from runtime import state
+from runtime.linux import procstat
 from runtime.record import replace
 from shim import delete, systemd
 from shim.delete import Remains
@@ -175,6 +178,57 @@ def test_a_bundle_that_is_gone_needs_no_note(pod: Path) -> None:
     on_record(pod, ENDED, OTHER)
     assert remove(pod, "c1") == ENDED
     assert remove(pod, "c2").code == 137
+
+
+# --- what another version has left ---
+
+
+RECORDED = Path(__file__).parents[2] / "recorded/0.1.0"
+
+
+@pytest.mark.parametrize(("container_id", "code"), [("c1", 137), ("c2", 3)])
+def test_what_manor_0_1_left_is_removed_and_its_exits_are_known(
+    tmp_path: Path, opened: list[str], container_id: str, code: int
+) -> None:
+    shutil.copytree(RECORDED / "pod", tmp_path / "pod")
+    remains = Remains(str(tmp_path / "pod"), SimpleNamespace())  # type: ignore[arg-type]
+    ended = remains.remove_all(container_id, "/tmp/door/bundles/" + container_id)
+    assert (ended.container, ended.code, ended.pid) == (container_id, code, 4194304)
+    assert remains.warnings == []
+    assert opened == ["mnr-1/c1", "mnr-1/c2"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_that_manor_0_1_left_is_the_answer(tmp_path: Path, opened: list[str]) -> None:
+    shutil.copy(RECORDED / "manor-exit.json", tmp_path / "manor-exit.json")
+    remains = Remains(str(tmp_path / "pod"), SimpleNamespace())  # type: ignore[arg-type]
+    assert remains.remove_all("c2", str(tmp_path)).code == 3
+
+
+def test_of_a_later_version_init_is_killed_and_the_cgroup_goes_and_it_is_named(
+    pod: Path, opened: list[str]
+) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as init:
+        told = json.loads((pod / "c1/state.json").read_text())
+        changed = {"version": 2, "pid": init.pid, "start_time": procstat.start_time(init.pid)}
+        changed["cgroup_directories"] = [["memory", "/nowhere"]]
+        (pod / "c1/state.json").write_text(json.dumps({**told, **changed}))
+        remains = Remains(str(pod), SimpleNamespace())  # type: ignore[arg-type]
+        assert remains.remove_all("c1", str(pod.parent / "bundle-c1")).code == 137
+        assert init.wait(30) == -9
+    assert opened == ["/own", "/own"]
+    (warning,) = remains.warnings
+    assert "state of container c1: version 2 is of a newer Manor" in warning
+    assert not pod.exists()
+
+
+def test_a_record_of_a_later_version_is_named_once_and_tells_nothing(pod: Path) -> None:
+    (pod / "@exits").write_bytes(b'{"journal":2}\n' + ENDED.encode())
+    remains = Remains(str(pod), SimpleNamespace())  # type: ignore[arg-type]
+    assert remains.remove_all("c1", str(pod.parent / "bundle-c1")).code == 137
+    (warning,) = remains.warnings
+    assert "@exits: version 2 is of a newer Manor" in warning
+    assert not pod.exists()
 
 
 @pytest.mark.parametrize(("available", "units"), [(True, ["manor-c1.scope"]), (False, [])])

@@ -13,12 +13,13 @@ import pytest
 
 from runtime.linux.aio import FileSync
 from shim import journal
-from shim.journal import Exit, Journal, Oom, exit_of, exit_of_init, read
+from shim.journal import HEADER, Exit, Journal, NewerJournal, Oom, exit_of, exit_of_init, read
 from shim.log import Log
 from shim.loop import Loop
 from tests.unit.shim.loops import drive
 
 NOW_NS = 1_700_000_000_123_456_789
+RECORDED = Path(__file__).parents[2] / "recorded/0.1.0"
 
 
 def entry(number: int = 0, container: str = "c1", exec_id: str = "", oom: Oom | None = None) -> Exit:
@@ -50,7 +51,9 @@ def test_what_was_appended_can_be_read_at_once(tmp_path: Path, written: Journal)
 
 def test_a_line_is_json_for_other_programs_too(tmp_path: Path, written: Journal) -> None:
     written.append(entry(137, exec_id="e1", oom=Oom("container", "/x")))
-    assert json.loads((tmp_path / "@exits").read_text()) == {
+    head, line = (tmp_path / "@exits").read_text().splitlines()
+    assert json.loads(head) == {"journal": 1}
+    assert json.loads(line) == {
         "container": "c1",
         "exec": "e1",
         "pid": 237,
@@ -91,6 +94,43 @@ def test_a_last_line_that_was_cut_off_counts_as_not_there(tmp_path: Path, length
 def test_a_damaged_line_spares_the_others(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "@exits").write_bytes(entry(1).encode() + damage.rstrip() + b"\n" + entry(3).encode())
     assert read(str(tmp_path)) == [entry(1), entry(3)]
+
+
+# --- other versions ---------------------------------------------------------------------------------------
+
+
+def test_what_manor_0_1_wrote_is_read() -> None:
+    ended, killed = read(str(RECORDED / "pod"))
+    assert ended == Exit("c2", "", 4194304, 3818885, 3, 0, 1795348474294407388)
+    assert killed == Exit("c1", "e1", 4194304, 3818887, 137, 9, 1795348474305556161)
+
+
+def test_a_shim_goes_on_in_a_journal_of_0_1(tmp_path: Path) -> None:
+    (tmp_path / "@exits").write_bytes((RECORDED / "pod/@exits").read_bytes())
+    successor = Journal(str(tmp_path), Log("", "test"))
+    successor.append(entry(3))
+    successor.close()
+    assert [each.code for each in read(str(tmp_path))] == [3, 137, 3]
+
+
+def test_every_journal_says_its_version_a_compacted_one_too(tmp_path: Path, written: Journal) -> None:
+    written.append(entry(1))
+    assert (tmp_path / "@exits").read_bytes() == HEADER + entry(1).encode()
+    written._compact_at = 0
+    written.append(entry(2))
+    assert (tmp_path / "@exits").read_bytes() == HEADER + entry(2).encode()
+
+
+def test_fields_that_are_new_are_left_alone(tmp_path: Path) -> None:
+    told = {"novel": [1, {}], **json.loads(entry(1).encode())}
+    (tmp_path / "@exits").write_text(f'{{"journal":1,"by":"a later one"}}\n{json.dumps(told)}\n')
+    assert read(str(tmp_path)) == [entry(1)]
+
+
+def test_of_a_later_version_nothing_is_read_and_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "@exits").write_bytes(b'{"journal":2}\n' + entry(1).encode())
+    with pytest.raises(NewerJournal, match="@exits: version 2 is of a newer Manor, this one reads up to 1"):
+        read(str(tmp_path))
 
 
 def test_without_a_journal_nothing_is_known(tmp_path: Path) -> None:
@@ -149,7 +189,7 @@ def test_what_cannot_be_written_is_said_once_and_the_next_can(
     room = [10, 0]
 
     def write(fd: int, data: bytes) -> int:
-        if data.lstrip().startswith(b'{"container"') and room:
+        if b'{"container"' in data and room:
             if not (here := room.pop(0)):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return real_write(fd, data[:here])

@@ -208,6 +208,15 @@ def test_what_was_lost_is_told() -> None:
     assert root.attributes["manor.dropped"] == "7"
 
 
+def test_what_a_later_shim_says_besides_is_left_alone() -> None:
+    """The scribe of a node may be of an earlier version than some of its shims."""
+    told = json.loads(message(*MARKS))
+    spans_now, spans_then = (
+        scribe.make_spans(json.dumps(each).encode(), 0) for each in (told, [*told, "novel"])
+    )
+    assert [span.name for span in spans_then] == [span.name for span in spans_now]
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"x", b"[]", b"{}", b"null", message(), message(("a", "b"))]  # type: ignore[arg-type]
