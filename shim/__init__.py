@@ -55,6 +55,7 @@ Beside it, in processes of their own:
 
     scribe                         one per node: exports what shims tell of their operations
     install link_order             writes the programs of a node, with the modules of a command in the order they run
+    fingerprint                    what tells one state of our code from another
 
 Everything is loaded before the fork and nothing after it. No asyncio, protobuf or typing in here.
 """

@@ -10,10 +10,11 @@ import _signal
 import os
 import sys
 
-from runtime.errors import describe
+from runtime.errors import ManorError, describe
 from runtime.linux import process, title
 from runtime.linux.fds import OwnedFd, send_with_fds
 from runtime.stages import seal
+from shim.fingerprint import code_version
 from shim.launcher import REFUSED
 
 TYPE_CHECKING = False
@@ -32,6 +33,15 @@ go_on(sys.argv[2:])
 """
 _FLAGS = ("-ISBOO", "-X", "utf8")  # OO: docstrings are 0.3 MB, in every shim
 _ROOM_FOR_TITLE = 1024  # only where it cannot be moved: `runtime/linux/title.py`
+
+
+def check(code: str, version: str) -> None:
+    """See to it that a warden which goes by `version`, its launcher's, has that code: ManorError if the directory
+    `code` holds another by now. Its name would outlive an upgrade that is half done, and serve others after it is
+    taken back. A launcher that was not installed has no version, and takes what there is.
+    """
+    if version and version.partition(" ")[0] != code_version(code):
+        raise ManorError(f"the code in {code} is not what this launcher was written for: install again")
 
 
 def begin(channel: int, code: str, *arguments: str) -> NoReturn:

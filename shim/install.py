@@ -10,7 +10,6 @@ import __future__
 
 import ast
 import compileall
-import hashlib
 import importlib.util
 import marshal
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from runtime.cli import SEALED_VERBS
 from runtime.cli.verbs import TABLE
+from shim.fingerprint import PACKAGES, code_version
 from shim.link_order import run_order
 
 TYPE_CHECKING = False
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 NAME = "containerd-shim-manor-v2"
 COMMAND = "manor-oci"
-PACKAGES = ("runtime", "shim")  # what a warden loads
 # The verbs that those who drive a runtime use: containerd, podman.
 LINKED = ("create", "delete", "exec", "kill", "run", "start", "state")
 FLAGS = "-ISB"
@@ -54,16 +53,6 @@ exec(marshal.loads(CODE))
 
 class InstallError(Exception):
     """The launcher cannot be written so that it will work; says what to change."""
-
-
-def code_version(code: Path) -> str:
-    """A name for this state of our packages and of the interpreter: a warden serves launchers of its own only."""
-    digest = hashlib.sha256(f"{code}\0{sys.version}\0".encode())
-    for package in PACKAGES:
-        for path in sorted((code / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(code)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
 
 
 def real_interpreter(python: str) -> str:
@@ -108,7 +97,7 @@ def libraries() -> str:
 
 def launcher_text(python: str, code: Path, daemon: str) -> str:
     """The whole file of the shim. `daemon` names the module that answers requests; tests have their own."""
-    version = f"{code_version(code)} {daemon} {sys.executable}"
+    version = f"{code_version(str(code))} {daemon} {sys.executable}"
     constants = {"CODE": str(code), "VERSION": version, "DAEMON": daemon, "PYTHON": sys.executable}
     constants["LIBRARIES"] = libraries()
     return _compiled(python, code, "shim/launcher.py", NAME, constants)

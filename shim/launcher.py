@@ -65,8 +65,10 @@ def read(path: str) -> bytes:
 
 
 def key() -> bytes:
-    """Everything of this process that a pod could see of its shim; equal for two launchers that share a warden."""
-    parts = [VERSION.encode(), read("/proc/self/attr/current")]
+    """Everything of this process that a pod could see of its shim; launchers of one version that have the same share
+    a warden.
+    """
+    parts = [read("/proc/self/attr/current")]
     for name in NAMESPACES:
         try:
             parts.append(posix.readlink("/proc/self/ns/" + name).encode())
@@ -80,10 +82,13 @@ def key() -> bytes:
     return b"\n".join(parts)
 
 
-def warden_name(of: bytes) -> str:
-    """The name that a warden for the key `of` has in the run directory: the socket's and the lock's stem."""
+def warden_name(of: bytes, version: str) -> str:
+    """The name that a warden for the key `of` has in the run directory: the socket's and the lock's stem.
+
+    After an upgrade the first part tells whose successor a warden is.
+    """
     # SipHash with a fixed key: the one hash that is always built in.
-    return "warden-" + _imp.source_hash(0, of).hex()
+    return f"warden-{_imp.source_hash(0, of).hex()}-{_imp.source_hash(0, version.encode()).hex()[:8]}"
 
 
 def enter_run_dir() -> str:
@@ -118,7 +123,7 @@ def connect(name: str) -> _socket.socket | None:
 def reach_warden() -> _socket.socket:
     """A connection to our warden, started if there is none. NoWarden when that fails or takes longer than START_S."""
     run_dir = enter_run_dir()
-    name = warden_name(key())
+    name = warden_name(key(), VERSION)
     lock = -1
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
@@ -178,9 +183,11 @@ def fork_manor(duty: str, *arguments: str) -> _socket.socket:
         return ours
     try:
         sys.path.append(CODE)
-        from shim.begin import begin  # the child is no launcher any more
+        from shim import begin  # the child is no launcher any more
 
-        begin(theirs.fileno(), CODE, DAEMON, PYTHON, LIBRARIES, duty, *arguments)
+        if duty == "warden":
+            begin.check(CODE, VERSION)
+        begin.begin(theirs.fileno(), CODE, DAEMON, PYTHON, LIBRARIES, duty, *arguments)
     except BaseException as error:
         theirs.send(REFUSED + repr(error).encode(errors="replace")[:PART_BYTES])
     posix._exit(1)  # noqa: SLF001 - os._exit

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from runtime.cgroups.layout import Layout
     from shim.start_request import StartRequest
 
-IDLE_S = 600  # without a shim and without a request: an upgrade leaves the old version's warden behind
+IDLE_S = 600  # without a request; and without a shim, or with a successor
 BACKLOG = 512
 TEND_S = 60  # between looks after the scribe
 # Forks, so as to be no child of the warden's: its children are the shims that keep it from being idle.
@@ -143,7 +143,7 @@ def _be_warden(
     process.set_process_name("manor-warden")
     send_with_fds(channel.fileno(), ACCEPTED)
     channel.close()
-    _serve(listener, house, scribe)
+    _serve(listener, house, scribe, name)
     # Whoever comes now finds no socket, or is hung up on, and starts another warden: the lock goes last.
     os.unlink(f"{name}.sock")
     os.unlink(f"{name}.lock")
@@ -181,8 +181,12 @@ def _listen(run_dir: str, name: str) -> _socket.socket:
     return listener
 
 
-def _serve(listener: _socket.socket, house: House, scribe: ScribeKeeper) -> None:
-    """Accept and fork until told to stop, or until nothing has been alive or asked for IDLE_S."""
+def _serve(listener: _socket.socket, house: House, scribe: ScribeKeeper, name: str) -> None:
+    """Accept and fork until told to stop, or until nobody has asked for IDLE_S and there is no reason to stay.
+
+    Shims are one: those of one warden share most of their memory, also with those to come. After an upgrade none will
+    come any more.
+    """
     # The kernel reaps for us: how a shim ended is nothing to a warden.
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
     stop = _stop_signals()
@@ -191,7 +195,7 @@ def _serve(listener: _socket.socket, house: House, scribe: ScribeKeeper) -> None
     poll.register(listener, select.POLLIN)
     while True:
         ready = poll.poll(IDLE_S * 1000)
-        if any(fd == stop for fd, _event in ready) or (not ready and _childless()):
+        if any(fd == stop for fd, _event in ready) or (not ready and (_childless() or _succeeded(name))):
             return
         if ready:
             _accept(listener, house)
@@ -212,6 +216,23 @@ def _childless() -> bool:
         os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
         return True
+    return False
+
+
+def _succeeded(name: str) -> bool:
+    """Whether a warden of another version has come, after us, for what is ours in the run directory, where we are."""
+    try:
+        since = os.stat(f"{name}.sock").st_mtime_ns
+    except FileNotFoundError:
+        return True  # nobody can find us
+    like = name.rpartition("-")[0] + "-"
+    for other in os.listdir("."):
+        if other.startswith(like) and other.endswith(".sock") and other != f"{name}.sock":
+            try:
+                if os.stat(other).st_mtime_ns > since:
+                    return True
+            except FileNotFoundError:
+                pass  # that one has just ended
     return False
 
 

@@ -22,6 +22,7 @@ What came of it:
     instances           names, owners, and how everything of an instance is ended
     leaks               what exists on the machine that an instance answers for
     opens               which files which processes open
+    upgrades            an installation that is replaced by another version
     waiting             asking until it is true, with a deadline that no healthy machine meets
 
 Nothing in here knows what Manor does: it proves itself on runc first.

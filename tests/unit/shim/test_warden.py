@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +14,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.unit.shim.installed import DAEMON, Manor, alive, as_python, make_code, wait_for
+from shim import install, warden
+from tests.unit.shim.installed import (
+    DAEMON,
+    Manor,
+    alive,
+    as_python,
+    make_code,
+    own_shim,
+    parent,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,6 +230,66 @@ def test_an_idle_warden_ends_when_its_last_shim_has(tmp_path: Path) -> None:
         os.kill(shim, signal.SIGKILL)
         wait_for(lambda: not alive(warden))
         assert list(manor.run_dir.iterdir()) == []
+    finally:
+        manor.end()
+
+
+@pytest.fixture
+def upgraded(tmp_path: Path) -> Iterator[tuple[Manor, int, Manor, int]]:
+    """A node whose Manor was replaced while a shim lived, and the one that replaced it; a shim of each.
+
+    Their wardens are soon idle.
+    """
+    hurry = "import shim.warden\nshim.warden.IDLE_S = 0.2\n"
+    old = Manor(tmp_path, make_code(tmp_path / "old", DAEMON + hurry))
+    shim = old.start()
+    shutil.rmtree(tmp_path / "old")
+    new = copy.copy(old)
+    new.launcher = install.write_launcher(tmp_path, make_code(tmp_path / "new", DAEMON + hurry), "answering")
+    try:
+        yield old, shim, new, new.start()
+    finally:
+        new.end()
+
+
+def test_a_warden_with_a_successor_ends_while_its_shims_live_on(
+    upgraded: tuple[Manor, int, Manor, int],
+) -> None:
+    _old, shim, new, later_shim = upgraded
+    before, after = parent(shim), parent(later_shim)
+    assert before != after
+    wait_for(lambda: new.wardens() == [after])
+    assert alive(shim)
+    assert len(new.sockets()) == 1
+    with pytest.raises(AssertionError):  # it has no successor, and a shim
+        wait_for(lambda: not alive(after), timeout_s=0.6)
+
+
+def test_a_warden_is_no_successor_of_one_with_another_key(
+    manor: Manor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manor.run("-v")
+    (socket_name,) = manor.sockets()
+    (manor.run_dir / ("warden-" + "0" * 16 + socket_name[len("warden-") + 16 :])).touch()
+    (manor.run_dir / socket_name.replace(".sock", ".lock")).touch()
+    monkeypatch.chdir(manor.run_dir)
+    assert not warden._succeeded(socket_name.removesuffix(".sock"))
+    (manor.run_dir / (socket_name[: len("warden-") + 17] + "0" * 8 + ".sock")).touch()
+    assert warden._succeeded(socket_name.removesuffix(".sock"))
+
+
+def test_code_that_is_not_the_launchers_makes_no_warden_that_goes_by_its_name(tmp_path: Path) -> None:
+    """An upgrade that is half done, or a checkout that was edited: the next shim is of what there is, and alone."""
+    code = make_code(tmp_path / "code")
+    own_shim(code)
+    manor = Manor(tmp_path, code)
+    try:
+        with open(code / "shim" / "warden.py", "a", encoding="utf-8") as file:
+            file.write("\n")
+        assert "is not what this launcher was written for: install again" in manor.say()["alone_because"]
+        assert (manor.wardens(), manor.sockets()) == ([], [])
+        manor.launcher = install.write_launcher(tmp_path, code, "answering")
+        assert manor.say()["alone_because"] == ""
     finally:
         manor.end()
 
