@@ -125,7 +125,7 @@ class Containerd:
     """A running containerd of our own. `close` ends it, its pods and everything they left.
 
     `kernel_command_line`, if given, is what the daemon and its shims read in /proc/cmdline; `environment` is
-    added to theirs.
+    added to theirs. `shim` is what the handlers that are Manor run, the checkout's as a rule.
     """
 
     def __init__(
@@ -134,6 +134,7 @@ class Containerd:
         registry: Registry,
         kernel_command_line: str | None = None,
         environment: dict[str, str] | None = None,
+        shim: Path = SHIM,
     ) -> None:
         self.version = version
         self.binaries = binaries(version)
@@ -146,6 +147,7 @@ class Containerd:
         self.log = directory / "containerd.log"
         self._kernel_command_line = kernel_command_line
         self._more_environment = environment or {}
+        self._shim = shim
         try:
             self._configure(registry)
             self.start()
@@ -159,7 +161,7 @@ class Containerd:
         self.run_dir.mkdir(mode=0o700)
         self._programs = directory / "bin"  # containerd 1.6 finds a shim by PATH only
         self._programs.mkdir()
-        (self._programs / SHIM.name).symlink_to(SHIM)
+        (self._programs / SHIM.name).symlink_to(self._shim)
         template = CONFIGURATION_2 if self.version == "1.6" else CONFIGURATION_3
         text = template.format(
             root=self.root,
@@ -173,6 +175,7 @@ class Containerd:
             snapshotter=_snapshotter(directory),
         )
         chosen = [*self.handlers, *handlers.manor_with_options()]
+        chosen = [handlers.running(each, self._shim) for each in chosen]
         text += _handler_tables(CRI_TABLE[self.version], chosen)
         self._config_file = directory / "config.toml"
         self._config_file.write_text(text, encoding="utf-8")

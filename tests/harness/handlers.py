@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ def manor_pods() -> Handler:
 def manor_streams() -> Handler:
     """Manor holding the pod, and standard streams over the shim's own socket instead of fifos."""
     return Handler(MANOR_STREAMS, "io.containerd.manor.v2", str(SHIM), {}, "shim", "streaming")
+
+
+def running(handler: Handler, shim: Path) -> Handler:
+    """That handler with `shim` in the place of the checkout's, where it has that."""
+    return replace(handler, runtime_path=str(shim)) if handler.runtime_path == str(SHIM) else handler
 
 
 def is_manor(name: str) -> bool:
