@@ -58,11 +58,12 @@ if TYPE_CHECKING:
 IDLE_S = 600  # without a request; and without a shim, or with a successor
 BACKLOG = 512
 TEND_S = 60  # between looks after the scribe
-# Forks, so as to be no child of the warden's: its children are the shims that keep it from being idle.
+# Forks, so as to be no child of the warden's: its children are the shims that keep it from being idle. Of our version,
+# whatever Manor its Python has among its packages.
 _SCRIBE = """
 import os, sys
 os.fork() and os._exit(0)
-sys.path.append(sys.argv.pop(1))
+sys.path.insert(0, sys.argv.pop(1))
 from shim.scribe import main
 sys.exit(main())
 """

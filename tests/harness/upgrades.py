@@ -25,6 +25,7 @@ STAMPS = (
     ("shim/warden.py", "IDLE_S = 600 ", "IDLE_S = 1 "),
     ("shim/warden.py", "TEND_S = 60 ", "TEND_S = 0.1 "),
     ("shim/scribe.py", "IDLE_S = 60 ", "IDLE_S = 1 "),
+    ("shim/scribe.py", 'SERVICE = "manor"', 'SERVICE = "manor {version}"'),
 )
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +212,15 @@ def test_starts_of_one_pod_by_both_versions_at_once_make_one_shim(site: Site) ->
         known = shims(site)
         with ThreadPoolExecutor(2) as pool:
             programs = [before, site.program] if round_ % 2 else [site.program, before]
-            done = list(pool.map(lambda pair: launched(site, *pair), zip(programs, names, strict=True)))
+            done = list(pool.map(launched, (site, site), programs, names))
         assert [each.returncode for each in done] == [0, 0], done
         assert done[0].stdout == done[1].stdout
-        eventually(lambda known=known: len(shims(site) - known) == 1)
+        eventually(partial(_one_more, site, known))
         Path(done[0].stdout.decode().removeprefix("unix://")).unlink()
+
+
+def _one_more(site: Site, known: set[int]) -> bool:
+    return len(shims(site) - known) == 1
 
 
 def launched(site: Site, program: Path, name: str) -> subprocess.CompletedProcess[bytes]:
@@ -254,6 +259,7 @@ def test_operations_of_both_versions_are_traced_and_the_last_scribe_ends(
     site.run("c1", SLEEP)
     earlier = site.shim_pid()
     _executes_until_traced(site, "c1")
+    assert f'"manor {EARLIER}"' in (site.run_dir / FILE).read_text()  # the service: a scribe of its version
     site.upgrade()
     first = site.client
     site.bundle("c2", SLEEP)

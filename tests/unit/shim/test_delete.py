@@ -210,9 +210,9 @@ def test_of_a_later_version_init_is_killed_and_the_cgroup_goes_and_it_is_named(
 ) -> None:
     with subprocess.Popen(["sleep", "1000"]) as init:
         told = json.loads((pod / "c1/state.json").read_text())
-        changed = {"version": 2, "pid": init.pid, "start_time": procstat.start_time(init.pid)}
-        changed["cgroup_directories"] = [["memory", "/nowhere"]]
-        (pod / "c1/state.json").write_text(json.dumps({**told, **changed}))
+        told |= {"version": 2, "pid": init.pid, "start_time": procstat.start_time(init.pid)}
+        told["cgroup_directories"] = [["memory", "/nowhere"]]
+        (pod / "c1/state.json").write_text(json.dumps(told))
         remains = Remains(str(pod), SimpleNamespace())  # type: ignore[arg-type]
         assert remains.remove_all("c1", str(pod.parent / "bundle-c1")).code == 137
         assert init.wait(30) == -9

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shim import install, launcher
+from shim import fingerprint, install, launcher
 from tests.unit.shim.installed import Manor, as_python, make_code, own_shim
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ def test_the_same_key_has_the_same_name_in_every_process() -> None:
 def test_a_change_of_any_file_changes_the_code_version(tmp_path: Path) -> None:
     code = make_code(tmp_path / "code")
     own_shim(code)
-    before = install.code_version(str(code))
+    before = fingerprint.code_version(str(code))
     with open(code / "shim" / "warden.py", "a", encoding="utf-8") as file:
         file.write("\n")
-    assert install.code_version(str(code)) != before
+    assert fingerprint.code_version(str(code)) != before
 
 
 def test_a_run_directory_that_others_may_write_to_is_not_used(manor: Manor) -> None:
