@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -301,6 +302,14 @@ def _executes_until_traced(site: Site, container_id: str) -> None:
 
 # --- the command ---
 
+REFUSED = "state of container o3: version 2 is of a newer Manor, this one reads up to 1"
+
+
+def _write_as_a_later_version(path: Path) -> None:
+    """A downgrade leaves such states behind."""
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps({**told, "version": 2, "rootfs": {"moved": True}}))
+
 
 def test_the_command_knows_the_containers_of_the_earlier_one(site: Site) -> None:
     def command(*words: str) -> subprocess.CompletedProcess[str]:
@@ -331,6 +340,12 @@ def test_the_command_knows_the_containers_of_the_earlier_one(site: Site) -> None
         assert command("exec", name, "true").returncode == 0
         assert command("kill", name, "KILL").returncode == 0
     eventually(lambda: '"status": "stopped"' in command("state", "o1").stdout)
+    _write_as_a_later_version(site.directory / "oci/o3/state.json")
+    assert command("list", "-q").stdout.splitlines() == ["load container o3: " + REFUSED, "o1", "o2"]
+    for verb in ("state", "kill", "delete"):
+        done = command(verb, "o3")
+        assert done.returncode == 1
+        assert REFUSED in done.stdout
     for words in (("o1",), ("--force", "o2"), ("--force", "o3")):
         assert command("delete", *words).returncode == 0
     assert command("list", "-q").stdout == ""

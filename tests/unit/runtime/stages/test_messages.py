@@ -114,3 +114,21 @@ def test_mutated_messages_are_decoded_or_refused_and_nothing_else() -> None:
             decode(bytes(data))
         except StageError:
             pass
+
+
+# What every version has said at a start gate: init may wait there while Manor is replaced.
+AT_A_GATE: list[tuple[bytes, Record]] = [
+    (b"Knock\0start", Knock("start")),
+    (b"Knock\0enter", Knock("enter")),
+    (b"Start", Start()),
+    (b"Namespaces\x00268435456 67108864", Namespaces("268435456 67108864")),
+    (
+        b"Failed\0init\0execute\0/bin/x\0No such file or directory\x002\0",
+        Failed("init", "execute", "/bin/x", "No such file or directory", 2, ""),
+    ),
+]
+
+
+@pytest.mark.parametrize(("recorded", "message"), AT_A_GATE, ids=lambda value: type(value).__name__)
+def test_what_is_said_at_a_start_gate_is_the_same_in_every_version(recorded: bytes, message: Record) -> None:
+    assert (encode(message), decode(recorded)) == (recorded, message)
