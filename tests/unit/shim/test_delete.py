@@ -214,8 +214,11 @@ def test_of_a_later_version_init_is_killed_and_the_cgroup_goes_and_it_is_named(
         told["cgroup_directories"] = [["memory", "/nowhere"]]
         (pod / "c1/state.json").write_text(json.dumps(told))
         remains = Remains(str(pod), SimpleNamespace())  # type: ignore[arg-type]
-        assert remains.remove_all("c1", str(pod.parent / "bundle-c1")).code == 137
-        assert init.wait(30) == -9
+        try:
+            assert remains.remove_all("c1", str(pod.parent / "bundle-c1")).code == 137
+            assert init.wait(30) == -9
+        finally:
+            init.kill()
     assert opened == ["/own", "/own"]
     (warning,) = remains.warnings
     assert "state of container c1: version 2 is of a newer Manor" in warning

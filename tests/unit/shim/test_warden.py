@@ -274,7 +274,11 @@ def test_a_warden_is_no_successor_of_one_with_another_key(
     (manor.run_dir / socket_name.replace(".sock", ".lock")).touch()
     monkeypatch.chdir(manor.run_dir)
     assert not warden._succeeded(socket_name.removesuffix(".sock"))
-    (manor.run_dir / (socket_name[: len("warden-") + 17] + "0" * 8 + ".sock")).touch()
+    later = manor.run_dir / (socket_name[: len("warden-") + 17] + "0" * 8 + ".sock")
+    later.touch()
+    os.utime(later, (1, 1))  # it was there before us: we are its successor
+    assert not warden._succeeded(socket_name.removesuffix(".sock"))
+    later.touch()
     assert warden._succeeded(socket_name.removesuffix(".sock"))
 
 
