@@ -13,7 +13,7 @@ import time
 from runtime.cgroups.cgroup import open_cgroup
 from runtime.cgroups.layout import detect_layout
 from runtime.container import open_host
-from runtime.errors import InvalidArgument, describe
+from runtime.errors import InvalidArgument, ManorError, describe
 from runtime.linux.fds import OwnedFd
 from runtime.linux.procstat import start_time
 from runtime.waiting import Sleep
@@ -23,7 +23,7 @@ from shim.api.codec import encode
 from shim.api.types import timestamp
 from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
 from shim.deed import Deed
-from shim.delete import Remains, killed
+from shim.delete import Remains, container_ids, killed
 from shim.events import Publisher
 from shim.exits import Reaper
 from shim.journal import Journal
@@ -150,16 +150,9 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     directory = pod_directory(request.environ, name)
     if handler.options.root:
         sockets.place_pod(directory, handler.options.root)
-    held = deed.hold(directory)
-
-    def claim() -> None:
-        deed.write(held, _deed(wanted, path, _path_of(request.cwd_fd)))
-        sockets.record_socket(directory, path)
-
-    listener: OwnedFd | None = None
+    layout = request.layout or detect_layout()
+    held, listener = _take_up(directory, path, _deed(wanted, path, _path_of(request.cwd_fd)), layout)
     try:
-        listener = sockets.listen(path, claim)
-        layout = request.layout or detect_layout()
         if listener is not None:
             _join_shim_cgroup(handler.options.shim_cgroup, layout)
         bootstrap.write_address(request.cwd_fd.fileno(), address)
@@ -180,6 +173,45 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     for line in unheeded(handler.options):
         log.write(WARNING, line)
     Shim(listener, path, wanted, host, log, run_dir(request.environ), traced, handler).serve(held)
+
+
+class _NotCleared(ManorError):
+    """A shim of this pod has died, and nobody has cleaned up after it yet."""
+
+
+def _take_up(directory: str, path: str, claimed: Deed, layout: Layout) -> tuple[OwnedFd, OwnedFd | None]:
+    """The pod's directory, held, and its socket, listening; None for that where a shim has it already.
+
+    What a dead one has left goes first: once there is one that answers, no `delete` would touch it.
+    """
+    cleared = False
+    while True:
+        held = deed.hold(directory)
+        try:
+            return held, _listen(directory, path, held, claimed, cleared)
+        except _NotCleared:
+            held.close()
+        except BaseException:
+            deed.give_up(directory, held)
+            raise
+        try:
+            taken = deed.take(directory, PARTED_S)
+        except TimeoutError:
+            taken = None  # the next shim has it by now
+        if taken is not None:
+            with taken:
+                Remains(directory, layout).clear()
+        cleared = True
+
+
+def _listen(directory: str, path: str, held: OwnedFd, claimed: Deed, cleared: bool) -> OwnedFd | None:
+    def claim() -> None:
+        if not cleared and container_ids(directory):
+            raise _NotCleared(directory)
+        deed.write(held, claimed)
+        sockets.record_socket(directory, path)
+
+    return sockets.listen(path, claim)
 
 
 def _deed(wanted: Bootstrap, path: str, bundle: str) -> Deed:

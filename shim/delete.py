@@ -65,6 +65,14 @@ def killed(container_id: str, pid: int = 0, start_time: int = 0) -> Exit:
     return Exit(container_id, "", pid, start_time, 128 + number, number, time.time_ns())
 
 
+def container_ids(root: str) -> list[str]:
+    """Those that have state in the directory of a pod, sorted."""
+    try:
+        return sorted(name for name in os.listdir(root) if not name.startswith(NOTE_MARK))
+    except FileNotFoundError:
+        return []
+
+
 class Remains:
     """What is left of the pod whose state directory is `root`. What can't be removed is noted in `warnings`."""
 
@@ -75,9 +83,24 @@ class Remains:
 
     def remove_all(self, container_id: str, bundle: str) -> Exit:
         """Remove every container of the pod, and above all `container_id`; how its init ended."""
+        answer = self._remove_containers(container_id, bundle) or self.known_exit(container_id, bundle)
+        self._try("unmount", rootfs_mounts.unmount, rootfs_of(bundle))
+        self._forget()
+        return answer or killed(container_id)
+
+    def clear(self) -> None:
+        """The same for a shim that comes before any `delete` has: how each container ended is in its bundle then."""
+        self._remove_containers("", "")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._try("remove files of the pod", PodFiles(self._root).remove)
+        forget_pod(self._root)
+
+    def _remove_containers(self, container_id: str, bundle: str) -> Exit | None:
         answer: Exit | None = None
         files = PodFiles(self._root)
-        for name in self._container_ids():
+        for name in container_ids(self._root):
             left = self._load(name)
             if left is not None:
                 ended = self.known_exit(name, left.bundle, left.pid, left.start_time)
@@ -92,11 +115,7 @@ class Remains:
                 for where in (bundle, own) if name == container_id else (own,):
                     self._try("remove what the config names", self._remove_by_config, where, name)
             self._try("remove state", state.remove_directory, self._root, name)
-        answer = answer or self.known_exit(container_id, bundle)
-        self._try("unmount", rootfs_mounts.unmount, rootfs_of(bundle))
-        self._try("remove files of the pod", files.remove)
-        forget_pod(self._root)
-        return answer or killed(container_id)
+        return answer
 
     def known_exit(self, container_id: str, bundle: str, pid: int = 0, start_time: int = 0) -> Exit | None:
         """`known_exit` of this pod; a record that cannot be read is a warning, once."""
@@ -106,12 +125,6 @@ class Remains:
             if (warning := describe(error)) not in self.warnings:
                 self.warnings.append(warning)
             return None
-
-    def _container_ids(self) -> list[str]:
-        try:
-            return sorted(name for name in os.listdir(self._root) if not name.startswith(NOTE_MARK))
-        except FileNotFoundError:
-            return []
 
     def _load(self, container_id: str) -> state.State | None:
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from shim import journal
-from shim.api import task
+from shim.api import task, types
 from shim.api.codec import decode
 from tests.e2e.conftest import Node
 from tests.e2e.exits.conftest import LIMIT_S, is_alive, journal_directory, killed_between_record_and_event
@@ -64,6 +64,29 @@ def test_delete_of_the_others_of_the_pod_does_too_whichever_comes_first(door: Do
     assert (ended.pid, ended.exit_status) == (first, 3)
     assert not is_alive(running)
     assert door.state_directories() == []
+
+
+def test_a_new_shim_of_the_pod_first_ends_what_a_dead_one_has_left(door: Door) -> None:
+    """It may be asked for before any `delete` has run, and none would touch the pod of a shim that answers."""
+    ended = door.run("c1", ENDS_WITH_3, POD)
+    running = door.run("c2", ["sleep", "1000"], POD)
+    ready(door.directory / "bundles/c1/rootfs")
+    first = door.shim_pid()
+    with killed_between_record_and_event(first):
+        os.kill(ended, signal.SIGTERM)
+    door.bundle("c3", ["sleep", "1000"], POD)
+    door.client.close()
+    door.start("c3")
+    assert not is_alive(running)
+    assert door.cgroups() == []
+    door.create("c3")
+    assert door.shim_pid() != first
+    assert [(told.pid, told.exit_status) for told in (delete(door, "c1"), delete(door, "c2"))] == [
+        (ended, 3),
+        (running, 137),
+    ]
+    assert door.status("c3") == types.STATUS_CREATED  # no `delete` was its
+    door.end("c3")
 
 
 def test_an_exec_is_on_record_too_and_no_answer_for_init(door: Door) -> None:
