@@ -17,7 +17,7 @@ from manor import leaks, ledger
 from runtime import state
 from shim import deed
 from shim.api import task
-from shim.api.codec import encode
+from shim.api.codec import decode, encode
 from tests.e2e.leaks.conftest import LedgerDoor, alive, kinds
 from tests.e2e.shim.door import Door, eventually, overlay
 from tests.harness.instances import hierarchies
@@ -86,11 +86,14 @@ def test_what_a_dead_shim_has_left_is_found_and_removed(
 
 
 @pytest.mark.usefixtures("containerd")
-def test_a_containerd_that_comes_after_all_hears_how_the_container_ended(dead: LedgerDoor) -> None:
-    assert dead.collect().leaks == []
-    answer = dead.launch("delete", "c1")
+def test_a_containerd_that_comes_after_all_hears_how_the_container_ended(door: LedgerDoor) -> None:
+    door.run("c1", ["sh", "-c", "exit 3"])
+    door.wait("c1")
+    door.kill_shim()
+    assert door.collect().leaks == []
+    answer = door.launch("delete", "c1")
     assert (answer.returncode, answer.stderr) == (0, b"")
-    assert b"\x10\x89\x01" in answer.stdout  # exit_status: 137
+    assert decode(task.DeleteResponse, answer.stdout).exit_status == 3
 
 
 def test_what_containerd_will_come_for_is_no_leak(
@@ -153,6 +156,7 @@ def test_the_writer_of_a_log_that_outlives_its_shim_is_found(door: LedgerDoor) -
     door.ask("Start", task.StartRequest("c1"))
     (writer,) = [each.pid for each in ledger.stages() if each.session == door.shim_pid()]
     door.kill_shim()
+    os.kill(writer, signal.SIGSTOP)  # or it would see the end of its pipes
     assert f"{writer} manor:[LOG]" in [each.what for each in door.look().leaks]
     assert door.collect().leaks == []
     assert not alive(writer)

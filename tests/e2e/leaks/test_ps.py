@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,11 +95,14 @@ def test_a_shim_that_does_not_answer_holds_nobody_up(door: LedgerDoor) -> None:
     first, stopped = door.client, door.shim_pid()
     door.address = ""
     door.run("c2", SLEEP)
+    workers = ThreadPoolExecutor(1)
     os.kill(stopped, signal.SIGSTOP)
     try:
-        rows = {row.pod: row for row in look(door, 0.5)}
+        looking = workers.submit(look, door, 0.5)
+        rows = {row.pod: row for row in looking.result(30)}
     finally:
         os.kill(stopped, signal.SIGCONT)
+        workers.shutdown()
     assert (rows["c1"].shim, rows["c1"].pid) == ("no answer", stopped)
     assert "from its files" in rows["c1"].note
     assert shown(rows["c1"]) == {("c1", ""): "running"}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.linux import procstat
+from shim import deed
 from shim.api import task
 from shim.api.codec import decode, encode
 from shim.api.options import Options
@@ -296,3 +298,55 @@ def test_a_thousand_execs_cost_a_shim_no_descriptor_and_hardly_any_memory(runnin
     eventually(lambda: running.shim_fds() == descriptors)
     assert anonymous_kb() - memory < 300
     assert running.zombies() == []
+
+
+def test_delete_after_a_create_that_was_cut_short_removes_what_was_made_for_it(door: Door) -> None:
+    """By whichever container of the pod it comes for first."""
+    door.run("c1", SLEEP, POD)
+    there, go_on = door.directory / "there", door.directory / "go-on"
+    bundle = door.bundle("c2", SLEEP, POD)
+    script = f"touch {there}; while ! [ -e {go_on} ]; do sleep 0.05; done"
+    bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
+    bundle.write()
+    shim = door.shim_pid()
+    request = task.CreateTaskRequest(id="c2", bundle=str(bundle.path))
+    door.client.begin(task.SERVICE_V2, "Create", encode(request))
+    eventually(there.exists)
+    assert len({path.name for path in door.cgroups()}) == 2
+    os.kill(shim, signal.SIGKILL)
+    eventually(lambda: not is_alive(shim))
+    for container_id in ("c1", "c2"):
+        done = door.launch("delete", container_id)
+        assert (done.returncode, done.stderr) == (0, b"")
+    go_on.touch()
+    assert (door.cgroups(), door.mounts(), door.state_directories()) == ([], [], [])
+
+
+def test_delete_waits_for_whoever_still_makes_something_for_the_pod_but_not_for_ever(door: Door) -> None:
+    door.run("c1", SLEEP)
+    (directory,) = door.state_directories()
+    shim = door.shim_pid()
+    os.kill(shim, signal.SIGKILL)
+    eventually(lambda: not is_alive(shim))
+    with deed.hold(directory):
+        done = door.launch("delete", "c1")
+    assert done.returncode == 0
+    assert b"has not ended" in done.stderr
+    assert (door.cgroups(), door.state_directories()) == ([], [])
+
+
+def test_a_shims_directory_says_whose_it_is_from_before_its_socket_until_its_end(door: Door) -> None:
+    door.bundle("c1", SLEEP)
+    door.start("c1")
+    (directory,) = door.state_directories()
+    said = deed.read(directory)
+    assert said is not None
+    assert (said.pid, said.namespace, said.id) == (door.shim_pid(), "test", "c1")
+    assert said.start_time == procstat.start_time(said.pid)
+    assert f"unix://{said.socket}" == door.address
+    assert said.bundle == str(door.directory / "bundles" / "c1")
+    with pytest.raises(TimeoutError):
+        deed.take(directory, 0)
+    door.ask("Shutdown", task.ShutdownRequest("c1"))
+    eventually(lambda: not is_alive(said.pid))
+    assert door.state_directories() == []
