@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from runtime.cgroups.cgroup import Cgroup
     from runtime.cgroups.layout import Layout
+    from runtime.cgroups.leaf import Leaf
     from runtime.cgroups.systemd import Systemd
     from runtime.limits import MemoryPlan
     from runtime.linux.seccomp import Filter
@@ -108,7 +109,8 @@ class ExecOptions(Record):
     """What a command line may ask for an exec. `cgroup`: sub-cgroups below the container's, by controllers.
 
     `strict`: join the container's cgroup or fail; else the one that init is in serves where it can't be joined.
-    `ignore_paused`: wait in the frozen cgroup instead of refusing.
+    `ignore_paused`: wait in the frozen cgroup instead of refusing. `leaf`: be born in a v2 cgroup of its own below the
+    container's (`runtime.cgroups.leaf`), where it can have one.
     """
 
     cgroup: tuple[tuple[str, str], ...] = ()
@@ -116,6 +118,7 @@ class ExecOptions(Record):
     ignore_paused: bool = False
     keyring: bool = True
     preserved_fds: int = 0
+    leaf: bool = False
 
 
 class ExecRequest(Record):
@@ -237,17 +240,19 @@ class Container:
 class Tenant:
     """An exec that has been started.
 
-    `cgroup` says which it joined: the container's "own", a "sub" one that was asked for, or the one that the
-    "landlord" is in, with what stood in the way of the own one as `cgroup_why`. `console` is the caller's to close.
+    `cgroup` says which it joined: the container's "own", a "leaf" below it, a "sub" one that was asked for, or the one
+    that the "landlord" is in, with what stood in the way of the own one as `cgroup_why`. `leaf` is there if it joined
+    one, and the caller's to close, as `console` is.
     """
 
-    __slots__ = ("cgroup", "cgroup_why", "console", "marks", "pid", "pidfd", "start_time", "warnings")
+    __slots__ = ("cgroup", "cgroup_why", "console", "leaf", "marks", "pid", "pidfd", "start_time", "warnings")
 
-    def __init__(self, launched: Launched, start_time: int, marks: Marks) -> None:
+    def __init__(self, launched: Launched, leaf: Leaf | None, start_time: int, marks: Marks) -> None:
         self.pid = launched.pid
         self.pidfd: OwnedFd = launched.pidfd
         self.console: OwnedFd | None = launched.console
         self.cgroup, self.cgroup_why = launched.cgroup, launched.cgroup_why
+        self.leaf = leaf
         self.warnings = launched.warnings
         self.start_time = start_time
         self.marks = marks

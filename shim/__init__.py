@@ -30,6 +30,7 @@ A pod and what is in it:
     pod container process          what its containers share; one from Create to Delete; its init and execs
     rootfs_mounts mapped_mounts    the mounts that make a root file system; shown with the ids of a user namespace
     exits                          the only place that reaps
+    leaves                         an exec in a cgroup of its own: its kill, and what becomes of the cgroup
     events backlog                 what containerd is told, and in which order; what of it must wait on disk
     journal                        how each process ended, on record before anybody is told
     accounts stats oom             what a container has used, as a message, and what it was killed for

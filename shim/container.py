@@ -14,7 +14,7 @@ from __future__ import annotations
 import _signal
 
 from runtime import state
-from runtime.container import CreateOptions, ExecRequest
+from runtime.container import CreateOptions, ExecOptions, ExecRequest
 from runtime.errors import ConfigError, describe
 from runtime.operations.apart import ApartRequest, create_apart
 from runtime.operations.delete import delete
@@ -38,8 +38,9 @@ from shim.api.events import (
     TaskStart,
 )
 from shim.errors import already_exists, failed_precondition, not_found, unimplemented
+from shim.leaves import Leaves, kill_exec
 from shim.log import ERROR, WARNING
-from shim.options import options_of
+from shim.options import CONTAINER, options_of
 from shim.process import CREATED, RUNNING, STOPPED, Process
 from shim.stdio import Streams
 from shim.tasks import Outcome, within
@@ -76,6 +77,8 @@ class Container:
         self.mounted = mounted
         self.pausing = False
         self.execs: dict[str, Process] = {}
+        self.leaves = Leaves(pod)
+        self.exec_options = ExecOptions(leaf=True)
         self._last_exit: tuple[int, int] | None = None  # init's, held back until those of the execs are told
         self._hold_back: Timer | None = None
         self._killed = False
@@ -150,15 +153,16 @@ class Container:
         try:
             io = yield from process.open_io(process.spec.terminal)
             timeline.mark("open streams")
-            request = ExecRequest(process.spec, Stdio(*io.child_fds()))
+            request = ExecRequest(process.spec, Stdio(*io.child_fds()), options=self.exec_options)
             tenant = yield from exec_(self.runtime, request)
-            process.pid, process.start_time, process.pidfd = tenant.pid, tenant.start_time, tenant.pidfd
+            process.started(tenant)
             try:
                 io.attach(tenant.console)
             except Exception:
                 yield from _end(self.pod, tenant.pid, tenant.pidfd)
                 raise
         except Exception:
+            self.leaves.release(process)
             process.never_started()
             raise
         self._warn(process, tenant.warnings)
@@ -196,6 +200,7 @@ class Container:
             self._init_ended(status, when_ns)
             return
         process.ended(status, when_ns, self.accounts.oom_of_exec(status))
+        self.pod.loop.call_soon(self.leaves.release, process)  # when who waits for the exit has been told
         self._report_init_if_last()
 
     def _init_ended(self, status: int, when_ns: int) -> None:
@@ -230,10 +235,14 @@ class Container:
     def kill(self, process: Process, number: int, everyone: bool) -> Steps[None]:
         """Signal a process, or with `everyone` all of the container. NotFound when it has ended.
 
+        SIGKILL for an exec takes with it all that came of the exec.
         A start that is under way is waited for, but not by SIGKILL, which is what helps when one hangs.
         """
         if number == _signal.SIGKILL:
-            self._signal(process, number, everyone)
+            if process is self.init:
+                self._signal(process, number, everyone)
+            else:
+                yield from kill_exec(self.runtime, process)
             return
         yield from process.mutex.acquire()
         try:
@@ -293,6 +302,7 @@ class Container:
                 yield from self._delete_container()
             else:
                 yield from self._drain(process)
+                yield from self.leaves.forget(process)
                 process.close()
                 self.execs.pop(process.exec_id, None)
                 if not process.exited.done:
@@ -309,6 +319,7 @@ class Container:
             self.pod.log.write(WARNING, f"init of container {self.id} was killed and has not ended yet")
         for process in (*self.execs.values(), init):
             process.close()
+        self.leaves.close()
         self.accounts.close()
         if self.mounted:
             yield from rootfs_mounts.unmount_all(rootfs_of(self.bundle))
@@ -356,7 +367,8 @@ def create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[Co
 
 
 def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[Container]:
-    options = options_of(request.options, pod.handler)
+    handler = options_of(request.options, pod.handler)
+    options = handler.options
     rootfs = rootfs_of(request.bundle)
     steps = rootfs_mounts.plan(request.rootfs, rootfs)
     tenancy = None if pod.sandbox is None else pod.sandbox.tenancy()
@@ -382,7 +394,9 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
             runtime = yield from create_apart(host, apart)
             timeline.add(runtime.marks)
             try:
-                return Container(pod, runtime, init, bool(steps))
+                made = Container(pod, runtime, init, bool(steps))
+                made.exec_options = ExecOptions(leaf=handler.exec_cgroup != CONTAINER)
+                return made
             except Exception:
                 yield from _abandon(pod, runtime)
                 raise

@@ -7,9 +7,13 @@ start was given. containerd sends one of two types, by the handler's `runtime_ty
 * `runtimeoptions.v1.Options` for all others: the handler's table as TOML text (`config_body`), or where it names a
   `ConfigPath` that file, which a shim reads at its start. The names are runc's: SystemdCgroup, IoUid …
 
-Done by them: NoPivotRoot, NoNewKeyring, ShimCgroup, IoUid, IoGid, Root, SystemdCgroup. BinaryName is logged: no
-other program runs the containers. TaskApiAddress and TaskApiVersion are containerd's notes to itself. The two of CRIU
-are refused, and so is any name or type that is not known: nobody would notice what a misspelt option did not do.
+One more is ours and comes as text only: ExecCgroup says where execs go, into a cgroup each ("leaf", the default) or
+into the container's own ("container").
+
+Done by them: NoPivotRoot, NoNewKeyring, ShimCgroup, IoUid, IoGid, Root, SystemdCgroup, ExecCgroup. BinaryName is
+logged: no other program runs the containers. TaskApiAddress and TaskApiVersion are containerd's notes to itself. The
+two of CRIU are refused, and so is any name or type that is not known: nobody would notice what a misspelt option did
+not do.
 """
 
 from __future__ import annotations
@@ -39,12 +43,19 @@ _OF_THE_TEXT = ("typeurl", "configpath", "configbody")
 _FIELDS = {field.name.replace("_", ""): field for field in Options.FIELDS}
 _HIGHEST_ID = (1 << 32) - 2
 
+LEAF, CONTAINER = "leaf", "container"
+_EXEC_CGROUP = "ExecCgroup"
+
 
 class Handler(Record):
-    """What a pod's start was given. `config_path` is the file that it was read from, "" for none."""
+    """What a pod's start was given, or a Create. `config_path` is the file that it was read from, "" for none.
+
+    `options` are runc's. `exec_cgroup`, LEAF or CONTAINER, is ours; "" where it is not said.
+    """
 
     options: Options = Options()
     config_path: str = ""
+    exec_cgroup: str = ""
 
 
 def type_name(packed: Any) -> str:
@@ -58,25 +69,28 @@ def read_handler(packed: Any | None) -> Handler:
         return Handler()
     generic = _generic(packed)
     path = "" if generic is None else generic.config_path
-    return Handler(_checked(_options_in(_read_file(path), path) if path else _decode(packed, generic)), path)
+    options, exec_cgroup = _options_in(_read_file(path), path) if path else _decode(packed, generic)
+    return Handler(_checked(options), path, exec_cgroup)
 
 
-def options_of(packed: Any | None, handler: Handler) -> Options:
+def options_of(packed: Any | None, handler: Handler) -> Handler:
     """The options of a Create in a pod that was started with `handler`. InvalidArgument, Unsupported.
 
     No file is read: containerd names the one that it named at the start.
     """
     if packed is None or not packed.type_url:
-        return handler.options
+        return handler
     generic = _generic(packed)
     if generic is None or not generic.config_path:
-        return _over(handler.options, _checked(_decode(packed, generic)))
+        options, exec_cgroup = _decode(packed, generic)
+        over = _over(handler.options, _checked(options))
+        return Handler(over, handler.config_path, exec_cgroup or handler.exec_cgroup)
     if generic.config_path != handler.config_path:
         raise InvalidArgument(
             f"runtime options: config_path {generic.config_path!r} is not {handler.config_path!r}, with which "
             "the pod's shim was started"
         )
-    return handler.options
+    return handler
 
 
 def unheeded(options: Options) -> tuple[str, ...]:
@@ -104,8 +118,11 @@ def _generic(packed: Any) -> RuntimeOptions | None:
     return generic
 
 
-def _decode(packed: Any, generic: RuntimeOptions | None) -> Options:
-    return _unpack(packed, Options) if generic is None else _options_in(generic.config_body, "config_body")
+def _decode(packed: Any, generic: RuntimeOptions | None) -> tuple[Options, str]:
+    """runc's options, and ExecCgroup ("" where it is not said)."""
+    return (
+        (_unpack(packed, Options), "") if generic is None else _options_in(generic.config_body, "config_body")
+    )
 
 
 def _unpack(packed: Any, kind: type[M]) -> M:
@@ -115,16 +132,20 @@ def _unpack(packed: Any, kind: type[M]) -> M:
         raise InvalidArgument(f"runtime options: {error}") from error
 
 
-def _options_in(text: bytes, where: str) -> Options:
-    """runc's options by their names in containerd's configuration, in any case, as containerd reads them."""
+def _options_in(text: bytes, where: str) -> tuple[Options, str]:
+    """`_decode` of a text: by their names in containerd's configuration, in any case, as containerd reads them."""
     try:
         table = parse(text)
     except TomlError as error:
         raise InvalidArgument(f"runtime options in {where}: {error}") from error
     values: dict[str, object] = {}
+    exec_cgroup = ""
     for key, value in table.items():
         folded = key.lower()
         if folded in _OF_THE_TEXT:
+            continue
+        if folded == _EXEC_CGROUP.lower():
+            exec_cgroup = _exec_cgroup(value, exec_cgroup, where)
             continue
         field = _FIELDS.get(folded)
         if field is None:
@@ -135,7 +156,17 @@ def _options_in(text: bytes, where: str) -> Options:
         if field.name in values:
             raise InvalidArgument(f"runtime options in {where}: {key} is there twice")
         values[field.name] = value
-    return Options(**values)  # type: ignore[arg-type]
+    return Options(**values), exec_cgroup  # type: ignore[arg-type]
+
+
+def _exec_cgroup(value: object, before: str, where: str) -> str:
+    if value not in (LEAF, CONTAINER):
+        raise InvalidArgument(
+            f"runtime options in {where}: {_EXEC_CGROUP} is '{LEAF}' or '{CONTAINER}', not {value!r}"
+        )
+    if before:
+        raise InvalidArgument(f"runtime options in {where}: {_EXEC_CGROUP} is there twice")
+    return str(value)
 
 
 def _read_file(path: str) -> bytes:

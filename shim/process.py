@@ -23,6 +23,8 @@ from shim.tasks import Mutex, Outcome, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from runtime.cgroups.leaf import Leaf
+    from runtime.container import Tenant
     from runtime.linux.fds import OwnedFd
     from runtime.spec.model import Process as ProcessSpec
     from runtime.trace import Timeline
@@ -74,6 +76,12 @@ class Process:
         self.watch: ExitWatch | None = None
         self.io_owner = (0, 0)
         self._asked = False  # for its state, since its start
+        self.leaf: Leaf | None = None  # an exec's own cgroup, until it has ended
+        self.leaf_gone: Outcome | None = None
+        self.released = False
+        self.killed = False  # with all that came of it
+        self.started_ns = 0  # CLOCK_MONOTONIC
+        self.traceparent = ""  # of who has started it
 
     @property
     def id(self) -> str:
@@ -95,6 +103,12 @@ class Process:
                 if number >= 0 and stat.S_ISFIFO(os.fstat(number).st_mode):
                     os.fchown(number, *self.io_owner)
         return self.io
+
+    def started(self, tenant: Tenant) -> None:
+        """It is the exec `tenant`, whose descriptors are ours from now on, but for the console."""
+        self.pid, self.start_time, self.pidfd = tenant.pid, tenant.start_time, tenant.pidfd
+        self.leaf = tenant.leaf
+        self.started_ns = time.monotonic_ns()
 
     def note_exit(self, wait_status: int, when_ns: int, oom: Oom | None = None) -> Exit:
         """It has ended: put that on record, once, whenever it is that somebody is told."""
@@ -150,16 +164,21 @@ class Process:
             raise failed_precondition(f"process {self.id} has no log: it is not running")
         yield from self.io.reopen()
 
-    def signal(self, number: int) -> None:
-        """Send it signal `number`. FailedPrecondition before its start, NotFound after its end."""
-        if not 1 <= number < _signal.NSIG:
-            raise InvalidArgument(f"signal {number} does not exist")
+    def require_running(self) -> OwnedFd:
+        """Its pidfd. FailedPrecondition before its start, NotFound after its end."""
         if self.status == CREATED:
             raise failed_precondition(f"process {self.id} not created: failed precondition")
         if self.status == STOPPED or self.pidfd is None:
             raise not_found("process already finished")
+        return self.pidfd
+
+    def signal(self, number: int) -> None:
+        """Send it signal `number`. FailedPrecondition before its start, NotFound after its end."""
+        if not 1 <= number < _signal.NSIG:
+            raise InvalidArgument(f"signal {number} does not exist")
+        pidfd = self.require_running()
         try:
-            _signal.pidfd_send_signal(self.pidfd.fileno(), number)
+            _signal.pidfd_send_signal(pidfd.fileno(), number)
         except ProcessLookupError:
             raise not_found("process already finished") from None
 
@@ -174,3 +193,6 @@ class Process:
         if self.pidfd is not None:
             self.pidfd.close()
             self.pidfd = None
+        if self.leaf is not None:
+            self.leaf.close()
+            self.leaf = None

@@ -22,8 +22,10 @@ SOCKET = "scribe.sock"  # in the run directory; SEQPACKET, one operation a messa
 SWITCH = "MANOR_TRACE"  # in the environment of whoever runs us; "off" is the only value that means anything
 LONGEST_MESSAGE = 65536
 RETRY_S = 1.0  # between looks for a scribe
-# The first operations of a container are one trace even if the caller has none of its own.
+# The first operations of a container are one trace even if the caller has none of its own; so is all of an exec's life.
 CREATE, START = "create", "start"
+EXEC, RUN = "exec", "run"
+_CONTINUES = {START: CREATE, RUN: EXEC}
 
 
 class Spans:
@@ -42,7 +44,8 @@ class Spans:
         self._connection: _socket.socket | None = None
         self._next_look = 0.0
         self._waiting: list[tuple[str, str, Marks, dict[str, str]]] = []
-        self._created: dict[str, str] = {}  # container id: trace of its create, until it is started
+        # (operation, container id, exec id): trace of a create until its start, and of an exec until its end.
+        self._begun: dict[tuple[str, str, str], str] = {}
 
     def emit(self, name: str, traceparent: str, marks: Marks, attributes: dict[str, str]) -> None:
         """An operation is over. The first mark is its begin, each other the end of a step, the last one its own.
@@ -69,7 +72,8 @@ class Spans:
 
     def _send(self, operation: tuple[str, str, Marks, dict[str, str]]) -> bool:
         name, traceparent, marks, attributes = operation
-        trace, parent, sampled = self._context(name, traceparent, attributes.get("container.id", ""))
+        process = attributes.get("container.id", ""), attributes.get("exec.id", "")
+        trace, parent, sampled = self._context(name, traceparent, process)
         connection = self._connect()
         if connection is None:
             return False
@@ -84,15 +88,15 @@ class Spans:
         self.dropped = 0
         return True
 
-    def _context(self, name: str, traceparent: str, container_id: str) -> tuple[str, str, bool]:
+    def _context(self, name: str, traceparent: str, process: tuple[str, str]) -> tuple[str, str, bool]:
         """(trace id, id of the parent span or "", whether the caller samples)."""
         if context := parse_traceparent(traceparent):
             return context
-        if name == START and (trace := self._created.pop(container_id, "")):
+        if trace := self._begun.pop((_CONTINUES.get(name, ""), *process), ""):
             return trace, "", True
         trace = os.urandom(16).hex()
-        if name == CREATE:
-            self._created[container_id] = trace
+        if name in (CREATE, EXEC):
+            self._begun[name, *process] = trace
         return trace, "", True
 
     def _connect(self) -> _socket.socket | None:

@@ -90,6 +90,7 @@ class TaskService:
         """Start a container's init, or an exec that was added."""
         timeline = _begin()
         container, process = self._find(request.id, request.exec_id)
+        process.traceparent = call.header(TRACEPARENT)
         yield from container.start(process, timeline)
         self._trace("exec" if request.exec_id else "start", call, timeline, container, process)
         return task.StartResponse(process.pid)

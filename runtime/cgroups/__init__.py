@@ -6,7 +6,7 @@
     devices     device rules as a policy (pure); v1 writes it, device_program compiles it to eBPF for v2
     directories make a container's directories, hand v2 controllers down, remove all of it
     cgroup      Cgroup: one container's place in every hierarchy
-    joining     Join, the way into it or into a cgroup below it
+    joining     Join, the way into it or into a cgroup below it; leaf: one below it for a single exec
     driver      file system or systemd (pure)
     freezer     pausing; signals: to everybody in a cgroup
     files       reading and writing the files of one cgroup

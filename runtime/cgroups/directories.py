@@ -132,8 +132,8 @@ def _enable(directory: str, controllers: list[str], refusals: dict[str, str]) ->
                 refusals.setdefault(each, f"write '+{each}' to {file}: {error.strerror}")
 
 
-def try_remove(directory: str) -> bool:
-    """Remove `directory` and what is below it, once, without waiting; True when it is gone.
+def try_remove(directory: str, most: int = _MOST_REMOVALS) -> bool:
+    """Remove `directory` and at most about `most` below it, once, without waiting; True when it is gone.
 
     False while a process is in it, or when a container left more than can be removed in one go. OSError
     for anything else.
@@ -146,7 +146,7 @@ def try_remove(directory: str) -> bool:
         if name:
             _rmdir(name, fd)
             steps += 1
-        if steps > _MOST_REMOVALS:
+        if steps > most:
             return False
     return _rmdir(directory)
 

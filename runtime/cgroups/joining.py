@@ -26,7 +26,7 @@ LANDLORD_POLICY = "landlord"  # it joins the cgroup that the landlord is in now
 STRICT_POLICY = "strict"  # it fails
 
 # Where a tenant ended up.
-OWN, SUB, LANDLORD = "own", "sub", "landlord"
+OWN, SUB, LANDLORD, LEAF = "own", "sub", "landlord", "leaf"
 
 ALL_HIERARCHIES = ""
 GONE = (errno.ENOENT, errno.ENODEV)
@@ -39,7 +39,7 @@ _LAST_JOINED = ("memory", "freezer")
 class Join:
     """`tasks` files of the v1 hierarchies, open for writing, and the v2 directory, if any.
 
-    `place` says whose they are: OWN, SUB or LANDLORD. `may_fall_back`: a clone that fails with EBUSY, ENOENT or
+    `place` says whose they are: OWN, SUB, LANDLORD or LEAF. `may_fall_back`: a clone that fails with EBUSY, ENOENT or
     ENODEV may be tried again in the landlord's v2 cgroup.
     """
 
@@ -66,6 +66,10 @@ class Join:
     def fds(self) -> tuple[int, ...]:
         """The numbers a child must keep open until it has joined."""
         return tuple(fd.fileno() for fd in self.v1_tasks)
+
+    def into_leaf(self, directory: OwnedFd) -> Join:
+        """The same with `directory` for its v2 cgroup. Both share the rest, and only this one closes it."""
+        return Join(self.v1_tasks, directory, LEAF)
 
     def enter_v1(self) -> None:
         """Move the calling thread into the v1 cgroups; the process must have no other thread. OSError.

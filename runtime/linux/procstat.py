@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 _PF_FORKNOEXEC = 0x40  # linux/sched.h
+_STILL = (b"T", b"t", b"Z", b"X")
 
 
 def start_time(pid: int) -> int:
@@ -18,6 +19,12 @@ def start_time(pid: int) -> int:
 def is_zombie(pid: int) -> bool:
     """True for a process that has ended and is not yet waited for; FileNotFoundError when it is gone."""
     return _stat_fields(pid)[0] in (b"Z", b"X")
+
+
+def lineage(pid: int) -> tuple[int, int, int, bool]:
+    """(parent, session, start time, whether it runs no more: stopped or ended); FileNotFoundError when it is gone."""
+    fields = _stat_fields(pid)
+    return int(fields[1]), int(fields[3]), int(fields[19]), fields[0] in _STILL
 
 
 def has_executed(pid: int) -> bool:

@@ -7,7 +7,8 @@ import errno
 from runtime import rdt, state
 from runtime.affinity import format_cpu_list, isolated_cpus, plan_tenant
 from runtime.cgroups.cgroup import landlord_directory
-from runtime.cgroups.joining import LANDLORD_POLICY, STRICT_POLICY
+from runtime.cgroups.joining import LANDLORD_POLICY, LEAF, OWN, STRICT_POLICY
+from runtime.cgroups.leaf import REFUSALS, make_leaf
 from runtime.cgroups.transient_cpuset import make_transient_cpuset
 from runtime.container import Tenant
 from runtime.errors import CgroupError, ManorError, StageError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from runtime.affinity import AffinityPlan
     from runtime.cgroups.cgroup import Cgroup, Join
+    from runtime.cgroups.leaf import Leaf
     from runtime.cgroups.transient_cpuset import TransientCpuset
     from runtime.container import Container, ExecRequest
     from runtime.linux.fds import OwnedFd
@@ -78,7 +80,7 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
             doors=doors,
         )
         timeline.mark("plan")
-        launched = yield from _launch(container, request, plan, timeline)
+        launched, leaf = yield from _launch(container, request, plan, timeline)
     finally:
         close_doors(doors)
         if null is not None:
@@ -88,7 +90,7 @@ def exec_(container: Container, request: ExecRequest) -> Operation[Tenant]:
     except FileNotFoundError:
         started = 0  # it has run, ended and been reaped already: nobody can mistake it for another
     launched.warnings += affinity.warnings + plan.process.credentials.warnings
-    return Tenant(launched, started, timeline.marks())
+    return Tenant(launched, leaf, started, timeline.marks())
 
 
 def _doors(container: Container) -> Operation[tuple[Door, ...]]:
@@ -100,7 +102,7 @@ def _doors(container: Container) -> Operation[tuple[Door, ...]]:
 
 def _launch(
     container: Container, request: ExecRequest, plan: TenantPlan, timeline: Timeline
-) -> Operation[Launched]:
+) -> Operation[tuple[Launched, Leaf | None]]:
     cgroup = container.cgroup
     kills_before = cgroup.oom_kill_count()
     limits = plan_limits(request.process)
@@ -116,25 +118,78 @@ def _launch(
     shape = request.shape or choose_tenant_shape(plan.kinds)
     give_back = lend_oom_score(container.host, limits)
     join: Join | None = None
+    leaf: Leaf | None = None
     try:
         join = cgroup.open_join(container.pid, dict(request.options.cgroup) or None, policy)
         landlord = (lambda: _landlord(container)) if join.may_fall_back else None
-        try:
-            launched = yield from launch_tenant(plan, join, shape, side, landlord)
-        except StageError as error:
-            if (error.operation, error.number) != (BIND, errno.EINVAL):
-                raise
-            way = _cpuset_for(cgroup, plan, error)
-            launched = yield from _launch_by(way, plan, join, shape, side, landlord)
-    except ManorError as error:
-        if cgroup.oom_kill_count() > kills_before:
+        if request.options.leaf:
+            leaf = _leaf_for(cgroup, join, plan)
+        launched = yield from _launch_somewhere(cgroup, plan, join, leaf, shape, side, landlord)
+    except BaseException as error:
+        if leaf is not None:
+            leaf.discard()
+        if isinstance(error, ManorError) and cgroup.oom_kill_count() > kills_before:
             raise StageError("", "", "", f"{error}: possibly OOM-killed", kind=error.kind) from error
         raise
     finally:
         give_back()
         if join is not None:
             join.close()
-    return launched
+    if leaf is not None and launched.cgroup != LEAF:
+        leaf.discard()
+        leaf = None
+    return launched, leaf
+
+
+def _leaf_for(cgroup: Cgroup, join: Join, plan: TenantPlan) -> Leaf | None:
+    """A leaf below the cgroup that was opened for `join`, where there is a v2 hierarchy and it is the container's own.
+
+    Not for an exec with `execCPUAffinity.initial` where cpusets are in v2: the way to CPUs that are not ours is a
+    threaded cgroup there (`transient_cpuset`), beside which nobody may be in a leaf.
+    """
+    unified, cpuset = cgroup.layout.unified, cgroup.layout.find("cpuset")
+    if unified is None or join.v2_dir is None or join.place != OWN:
+        return None
+    if plan.affinity.before_join is not None and cpuset is not None and cpuset.version == 2:
+        return None
+    return make_leaf(unified, cgroup.path, join.v2_dir)
+
+
+def _launch_somewhere(
+    cgroup: Cgroup,
+    plan: TenantPlan,
+    join: Join,
+    leaf: Leaf | None,
+    shape: str,
+    side: HostSide,
+    landlord: Callable[[], OwnedFd] | None,
+) -> Operation[Launched]:
+    """`_launch_at` in the leaf, and where that does not take it, without: a container may do with it what it likes."""
+    if leaf is not None:
+        try:
+            return (yield from _launch_at(cgroup, plan, join.into_leaf(leaf.directory), shape, side, None))
+        except StageError as error:
+            if error.operation not in ("clone", "join cgroup") or error.number not in REFUSALS:
+                raise
+    return (yield from _launch_at(cgroup, plan, join, shape, side, landlord))
+
+
+def _launch_at(
+    cgroup: Cgroup,
+    plan: TenantPlan,
+    join: Join,
+    shape: str,
+    side: HostSide,
+    landlord: Callable[[], OwnedFd] | None,
+) -> Operation[Launched]:
+    """`launch_tenant`, by way of a cpuset where it is to begin on CPUs that are not ours."""
+    try:
+        return (yield from launch_tenant(plan, join, shape, side, landlord))
+    except StageError as error:
+        if (error.operation, error.number) != (BIND, errno.EINVAL):
+            raise
+        way = _cpuset_for(cgroup, plan, error)
+    return (yield from _launch_by(way, plan, join, shape, side, landlord))
 
 
 def _cpuset_for(cgroup: Cgroup, plan: TenantPlan, refused: StageError) -> TransientCpuset:

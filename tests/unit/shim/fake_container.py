@@ -87,6 +87,7 @@ class Runtime:
         self.asked: list[str] = []
         self.next_pid = 100
         self.pidfd: OwnedFd | None = None
+        self.leaf: Any = None  # of the next exec
 
     def _step(self, name: str) -> Generator[Any, Any, int]:
         self.asked.append(name)
@@ -138,7 +139,13 @@ class Runtime:
         if "exec" in self.ending:
             self.reaper.end(pid, self.ending["exec"])
         return SimpleNamespace(
-            pid=pid, pidfd=self.pidfd, console=None, marks=(("clone", 1),), warnings=(), start_time=8
+            pid=pid,
+            pidfd=self.pidfd,
+            console=None,
+            marks=(("clone", 1),),
+            warnings=(),
+            start_time=8,
+            leaf=self.leaf,
         )
 
     def kill(self, made: SimpleNamespace, number: int, everyone: bool) -> None:

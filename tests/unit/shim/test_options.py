@@ -11,7 +11,7 @@ from runtime.errors import InvalidArgument, ManorError, Unsupported
 from shim.api.message import Message
 from shim.api.options import Options, RuntimeOptions
 from shim.api.types import Any, Empty, pack
-from shim.options import Handler, options_of, read_handler, unheeded
+from shim.options import CONTAINER, LEAF, Handler, options_of, read_handler, unheeded
 
 
 def generic(body: str) -> Any:
@@ -78,6 +78,9 @@ def test_keys_of_the_generic_type_itself_may_stand_in_its_text() -> None:
         (Any(Options.NAME, b"\xff"), "runtime options: "),
         (generic("SystemdCgroups = true"), "there is no option SystemdCgroups"),
         (generic("SystemdCgroup = 'true'"), "SystemdCgroup is true or false, not 'true'"),
+        (generic("ExecCgroup = 'own'"), "ExecCgroup is 'leaf' or 'container', not 'own'"),
+        (generic("ExecCgroup = true"), "ExecCgroup is 'leaf' or 'container', not True"),
+        (generic("ExecCgroup = 'leaf'\nexeccgroup = 'leaf'"), "there twice"),
         (generic("IoUid = true"), "IoUid is a number"),
         (generic("IoUid = -1"), "IoUid -1 is no id"),
         (generic("IoGid = 4294967295"), "IoGid 4294967295 is no id"),
@@ -126,7 +129,7 @@ def test_a_file_is_read_at_the_start_and_never_again(file: Path) -> None:
     handler = read_handler(named(file))
     assert handler == Handler(Options(systemd_cgroup=True), str(file))
     file.unlink()
-    assert options_of(named(file), handler) == handler.options
+    assert options_of(named(file), handler) == handler
     with pytest.raises(InvalidArgument, match="with which the pod's shim was started"):
         options_of(named(file), Handler())
 
@@ -155,11 +158,19 @@ def test_a_file_without_end_is_not_read_to_its_end(file: Path) -> None:
 def test_a_create_adds_to_what_the_start_was_given() -> None:
     """containerd 2.x sends the owner of a user-namespaced container's streams as runc's options, and those alone."""
     handler = read_handler(generic("SystemdCgroup = true\nIoGid = 5"))
-    assert options_of(pack(Options(io_uid=7, io_gid=8)), handler) == Options(
-        systemd_cgroup=True, io_uid=7, io_gid=8
-    )
-    assert options_of(None, handler) == handler.options
-    assert options_of(generic(""), handler) == handler.options
+    both = options_of(pack(Options(io_uid=7, io_gid=8)), handler)
+    assert both.options == Options(systemd_cgroup=True, io_uid=7, io_gid=8)
+    assert options_of(None, handler) == handler
+    assert options_of(generic(""), handler) == handler
+
+
+def test_where_execs_go_is_said_by_a_create_or_else_by_the_start() -> None:
+    handler = read_handler(generic("execcgroup = 'container'\nIoGid = 5"))
+    assert handler == Handler(Options(io_gid=5), "", CONTAINER)
+    assert options_of(None, handler).exec_cgroup == CONTAINER
+    assert options_of(pack(Options(io_uid=7)), handler).exec_cgroup == CONTAINER
+    assert options_of(generic("ExecCgroup = 'leaf'"), handler).exec_cgroup == LEAF
+    assert options_of(generic("IoUid = 3"), read_handler(None)).exec_cgroup == ""
 
 
 def test_a_create_is_checked_as_a_start_is() -> None:

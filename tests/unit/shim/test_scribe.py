@@ -95,6 +95,17 @@ def test_create_and_start_of_a_container_are_one_trace_and_each_exec_is_another(
     sender.close()
 
 
+def test_the_start_and_the_run_of_an_exec_are_one_trace(ear: socket.socket, tmp_path: Path) -> None:
+    sender = spans.Spans(str(tmp_path), at_once)
+    for name, exec_id in (("exec", "e1"), ("exec", "e2"), ("run", "e2"), ("run", "e1"), ("run", "e1")):
+        sender.emit(name, "", MARKS, {"container.id": "c", "exec.id": exec_id})
+    shim, _address = ear.accept()
+    with shim:
+        traces = [json.loads(shim.recv(spans.LONGEST_MESSAGE))[1] for _each in range(5)]
+    assert [traces.index(trace) for trace in traces] == [0, 1, 1, 0, 4]
+    sender.close()
+
+
 def test_nothing_is_sent_before_the_answer_is(ear: socket.socket, tmp_path: Path) -> None:
     later: list[Callable[[], None]] = []
     sender = spans.Spans(str(tmp_path), later.append)
