@@ -19,7 +19,7 @@ from tests.harness import tools
 from tests.harness.containerd import VERSIONS, Containerd
 from tests.harness.registry import Registry
 
-OWN = ["exec.shim.traced", "fork.exit"]
+OWN = ["exec.shim.traced", "exec.leaf", "fork.exit"]
 
 
 def arguments() -> argparse.Namespace:
@@ -96,6 +96,8 @@ def measure_own(stage: Stage, registry: Registry, names: list[str], quick: bool)
     found: list[Row] = []
     if "manor" in stage.sides and "exec.shim.traced" in names:
         found += own.tracing(stage, registry, quick)
+    if "manor" in stage.sides and "exec.leaf" in names:
+        found += own.leaf(stage, quick)
     if "manor" in stage.sides and "fork.exit" in names:
         found += own.fork(quick)
     return found

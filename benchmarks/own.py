@@ -1,4 +1,6 @@
-"""Works with other peers: an exec beside itself without tracing, and a fork of a shim beside bare Python's."""
+"""Works with other peers: an exec beside itself without tracing, and without a cgroup of its own; a fork of a shim
+beside bare Python's.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import sys
 
 from benchmarks import measure, works
 from benchmarks.measure import Row
-from benchmarks.stage import Stage
+from benchmarks.stage import Side, Stage
 from tests.harness.containerd import Containerd
 from tests.harness.paths import CHECKOUT
 from tests.harness.registry import Registry
@@ -47,6 +49,40 @@ def tracing(stage: Stage, registry: Registry, quick: bool) -> list[Row]:
     finally:
         node.close()
     return measure.rows("exec.shim.traced", "ms", samples)
+
+
+def leaf(stage: Stage, quick: bool) -> list[Row]:
+    """Execs in a cgroup each, beside the same in their container's: two containers of one pod, otherwise alike.
+
+    `exec.leaf` is what who waits for an exec sees, `exec.leaf.whole` has the removal of the cgroup in it.
+    """
+    side = stage.sides["manor"]
+    containers = {}
+    for name, where in (("manor", "leaf"), ("container", "container")):
+        containers[name] = identity = side.fresh("leaf")
+        bundle, mounts = side.bundle(identity)
+        side.door.create(identity, bundle, mounts, options=f"ExecCgroup = '{where}'")
+        side.door.start(identity)
+    rounds = 6 if quick else 24
+    seen = {name: functools.partial(_execs, side, identity) for name, identity in containers.items()}
+    whole = {
+        name: functools.partial(works.exec_and_delete, side, identity)
+        for name, identity in containers.items()
+    }
+    for block in seen.values():
+        block(5)
+    found = measure.rows("exec.leaf", "ms", measure.in_turns(seen, rounds, 20))
+    found += measure.rows("exec.leaf.whole", "ms", measure.in_turns(whole, rounds, 20))
+    for identity in containers.values():
+        waiting = side.door.begin_wait(identity)
+        side.door.kill(identity, works.SIGKILL)
+        side.door.finish_wait(waiting)
+        side.door.delete(identity)
+    return found
+
+
+def _execs(side: Side, container: str, count: int) -> list[float]:
+    return works.exec_shim(side, count, container)
 
 
 def _forks(setup: str, count: int) -> list[float]:

@@ -49,25 +49,31 @@ def timed(action: Callable[[], object]) -> float:
 # ---- exec ----
 
 
-def exec_once(side: Side, door: TaskClient) -> float:
+def exec_once(side: Side, door: TaskClient, container: str = "") -> float:
     """From asking for the exec until its end is seen: Exec, Wait begun, Start, Wait answered."""
+    container = container or side.container
     exec_id = side.fresh("exec")
 
     def run() -> None:
-        door.add_exec(side.container, exec_id, side.process)
-        waiting = door.begin_wait(side.container, exec_id)
-        door.start(side.container, exec_id)
+        door.add_exec(container, exec_id, side.process)
+        waiting = door.begin_wait(container, exec_id)
+        door.start(container, exec_id)
         if (code := door.finish_wait(waiting)) != 0:
             raise RuntimeError(f"{side.name}: exec ended with {code}")
 
     taken = timed(run)
-    door.delete(side.container, exec_id)
+    door.delete(container, exec_id)
     return taken
 
 
-def exec_shim(side: Side, count: int) -> list[float]:
+def exec_shim(side: Side, count: int, container: str = "") -> list[float]:
     """Execs back to back by one client."""
-    return [exec_once(side, side.door) for _ in range(count)]
+    return [exec_once(side, side.door, container) for _ in range(count)]
+
+
+def exec_and_delete(side: Side, container: str, count: int) -> list[float]:
+    """The same with what comes after the exit, until the exec is deleted; one sample, by the number of execs."""
+    return [timed(lambda: exec_shim(side, count, container)) / count]
 
 
 def exec_paced(side: Side, count: int) -> list[float]:

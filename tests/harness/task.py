@@ -13,7 +13,8 @@ from typing import Self, TypeVar
 from shim.api import task
 from shim.api.codec import decode, encode
 from shim.api.message import Message
-from shim.api.types import Any, Empty, Mount
+from shim.api.options import RuntimeOptions
+from shim.api.types import Any, Empty, Mount, pack
 from shim.ttrpc.client import Client
 
 PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
@@ -42,11 +43,21 @@ class TaskClient:
         return self._client.request(self.service, method, message, answer, timeout_s)
 
     def create(
-        self, container: str, bundle: Path, rootfs: list[Mount], stdout: str = "", stderr: str = ""
+        self,
+        container: str,
+        bundle: Path,
+        rootfs: list[Mount],
+        stdout: str = "",
+        stderr: str = "",
+        options: str = "",
     ) -> int:
-        """Create a container from a bundle, standard descriptors without a place on /dev/null; the pid of its init."""
+        """Create a container from a bundle, standard descriptors without a place on /dev/null; the pid of its init.
+
+        `options` are those of a handler, as text.
+        """
+        packed = pack(RuntimeOptions(config_body=options.encode())) if options else None
         request = task.CreateTaskRequest(
-            id=container, bundle=str(bundle), rootfs=rootfs, stdout=stdout, stderr=stderr
+            id=container, bundle=str(bundle), rootfs=rootfs, stdout=stdout, stderr=stderr, options=packed
         )
         return self._ask("Create", request, task.CreateTaskResponse).pid
 

@@ -1,6 +1,6 @@
 #!/bin/bash
-# What needs a kernel where every controller is in v2: the cgroup tests, a container's life with its execs, and those
-# commands that are about cgroups.
+# What needs a kernel where every controller is in v2: the cgroup tests, a container's life with its execs, those
+# commands that are about cgroups, and a shim's execs in cgroups of their own.
 cd "$(dirname "$0")/../.." || exit 1
 bring=()
 case $PWD/ in /tmp/* | /var/tmp/* | /run/* | /dev/shm/*) bring=(-x "$PWD") ;; esac  # empty inside, but for what is brought
@@ -8,5 +8,6 @@ case $PWD/ in /tmp/* | /var/tmp/* | /run/* | /dev/shm/*) bring=(-x "$PWD") ;; es
 commands=(tests/e2e/oci/test_unified.py tests/e2e/oci/test_events.py::test_an_oom_kill_is_an_event)
 exec tests/vm/vm-run.sh -t 240 -d 64 "${bring[@]}" "$@" -e MANOR_TEST_DEADLINE_S=90 -e MANOR_COMMANDS_BROUGHT=1 -- \
   .venv/bin/python -m pytest -q -p no:cacheprovider -p tests.harness.every_test \
-  --confcutdir=tests/e2e/runtime tests/e2e/cgroups/test_*.py tests/e2e/runtime/test_exec.py "${commands[@]}" \
-  -k "not v1 and not staged and not apart"
+  --confcutdir=tests/e2e/runtime tests/e2e/cgroups/test_*.py tests/e2e/runtime/test_exec*.py "${commands[@]}" \
+  tests/e2e/shim/test_exec_leaf.py \
+  -k "not v1 and not staged and not apart and not more_leaves"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from runtime.cgroups.files import parse_pairs
 from runtime.cgroups.leaf import Leaf, make_leaf
 from runtime.container import Container, ExecOptions, ExecRequest, Tenant
 from runtime.errors import StageError
@@ -66,6 +67,8 @@ def test_it_is_born_in_it_and_its_time_is_counted_there(runner: Runner) -> None:
     assert tenant.leaf.holds(tenant.pid)
     assert not tenant.leaf.holds(container.pid)
     eventually(lambda: used(tenant) > 100_000)
+    text = (own(container) / "cpu.stat").read_text()
+    assert parse_pairs(text)["usage_usec"] >= 100_000  # what is in a leaf counts as the container's
     assert set(container.cgroup.pids()) == {container.pid, tenant.pid}
     end(tenant)
 
@@ -81,6 +84,14 @@ def test_no_leaf_is_made_for_who_does_not_ask(runner: Runner) -> None:
     container = runner.started()
     tenant = runner.exec_tenant(container, "sleep", "1000")
     assert (tenant.leaf, tenant.cgroup, list(own(container).glob("exec-*"))) == (None, "own", [])
+    end(tenant)
+
+
+def test_where_its_first_cpus_may_take_a_cpuset_of_threads_there_is_none(runner: Runner) -> None:
+    container = runner.started()
+    tenant = execute(runner, container, "sleep", "1000", execCPUAffinity={"initial": "0"})
+    cpuset = runner.host.layout.find("cpuset")
+    assert tenant.cgroup == ("own" if cpuset is not None and cpuset.version == 2 else "leaf")
     end(tenant)
 
 

@@ -31,9 +31,11 @@ from shim.ttrpc.client import Client
 from shim.ttrpc.connection import Call, ServerConnection
 from tests.harness.bundles import Bundle, make_rootfs
 from tests.harness.instances import hierarchies
-from tests.harness.paths import scratch_dir
+from tests.harness.paths import VENV, scratch_dir
 
 CHECKOUT = Path(__file__).resolve().parents[3]
+# Where writing a launcher takes a minute (tests/vm), the checkout's own is as new.
+BROUGHT = VENV / "bin/containerd-shim-manor-v2" if "MANOR_COMMANDS_BROUGHT" in os.environ else None
 NAMESPACE = "test"
 TIMEOUT_S = 60
 
@@ -368,7 +370,7 @@ def overlay(directory: Path, layers: int = 1) -> list[Mount]:
 def opened() -> Iterator[Door]:
     """A door in a directory of its own, whose name is short: sockets are in it."""
     with tempfile.TemporaryDirectory(prefix="manor-door-", dir=scratch_dir()) as directory:
-        made = Door(Path(directory))
+        made = Door(Path(directory), BROUGHT)
         try:
             yield made
         finally:
