@@ -87,6 +87,12 @@ def test_a_session_of_its_own_hides_nobody_who_has_a_parent(trees: list[Tree]) -
     eventually(lambda: not any(alive(pid) for pid in pids))
 
 
+def test_who_is_seen_before_its_parent_is_found_the_next_time(trees: list[Tree]) -> None:
+    tree, pids = begin(trees, "setsid sh -c 'sleep 100 & echo $!; wait' & echo $!; wait", 2)
+    run(kill_descent(tree.pid, lambda: sorted((tree.pid, *pids), reverse=True)))
+    eventually(lambda: not any(alive(pid) for pid in pids))
+
+
 def test_an_end_half_way_kills_who_was_found(trees: list[Tree]) -> None:
     tree, pids = begin(trees, "sleep 100 & echo $!; wait", 1)
     walk = kill_descent(tree.pid, everybody)
