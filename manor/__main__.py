@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from manor import checkout, leaks, oci, ps, trace
+from manor import checkout, oci, trace
 from runtime.cli.help import VERSION
 
 
@@ -18,12 +18,24 @@ class Verb:
     run: Callable[[Sequence[str]], int]
 
 
+def _ps(arguments: Sequence[str]) -> int:
+    from manor import ps  # a shim's modules come with it, which no other verb waits for
+
+    return ps.main(arguments)
+
+
+def _leaks(arguments: Sequence[str]) -> int:
+    from manor import leaks
+
+    return leaks.main(arguments)
+
+
 VERBS = {
     "demo": Verb("watch a pod from run to remove, through a containerd of its own", checkout.demo),
     "bench": Verb("measure Manor beside runc", checkout.bench),
     "oci": Verb("run containers from bundles: runc's verbs and options", oci.main),
-    "ps": Verb("show pods, containers and execs of this node, with stage and age", ps.main),
-    "leaks": Verb("show what nobody owns on this node, and remove it", leaks.main),
+    "ps": Verb("show pods, containers and execs of this node, with stage and age", _ps),
+    "leaks": Verb("show what nobody owns on this node, and remove it", _leaks),
     "trace": Verb("show where the time of a start went", trace.main),
 }
 

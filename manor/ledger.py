@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime import state
-from runtime.errors import ManorError
+from runtime.errors import ManorError, NotFound
 from runtime.linux.fds import OwnedFd
 from runtime.rootfs.pivot import unescape
 from runtime.state import State
@@ -144,7 +144,9 @@ def _state(directory: str, container_id: str) -> State | None:
     except ManorError:
         pass
     try:
-        return state.salvage(directory, container_id)
+        return state.salvage(directory, container_id) or state.announced(directory, container_id)
+    except NotFound:
+        return state.announced(directory, container_id)
     except ManorError:
         return None
 

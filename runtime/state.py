@@ -13,7 +13,7 @@ import os
 from runtime.errors import IdInUse, InvalidId, InvalidState, NotFound, StageError
 from runtime.linux import procstat
 from runtime.record import Record, as_dict
-from runtime.spec.json import dump, parse
+from runtime.spec.json import JsonError, dump, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ FORMAT = 1
 _OLDEST_FORMAT = 1
 GATE = "start.sock"
 _CGROUP_MADE = ".cgroup"
+_ANNOUNCED = ".create"
+_MAX_ANNOUNCED = 64 << 10
 
 
 class State(Record):
@@ -118,6 +120,34 @@ def _make_root(root: str) -> None:
             raise StageError(
                 "main", "create directory", path, os.strerror(error.errno or 0), error.errno or 0
             ) from error
+
+
+def announce(directory: str, bundle: str, cgroups_path: str) -> None:
+    """Say what a create is about to make: a root mounted in `bundle`, a cgroup. One write(2), whole or not at all."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(f"{directory}/{_ANNOUNCED}", flags, 0o600)
+    try:
+        os.write(fd, dump([bundle, cgroups_path]))
+    finally:
+        os.close(fd)
+
+
+def announced(root: str, container_id: str) -> State | None:
+    """What `announce` has said, as the state of a container that has come no further; None if nothing was said."""
+    try:
+        path = f"{root}/{check_id(container_id)}/{_ANNOUNCED}"
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        bundle, cgroups_path = parse(os.read(fd, _MAX_ANNOUNCED))
+    except (OSError, JsonError, TypeError, ValueError):
+        return None
+    finally:
+        os.close(fd)
+    if type(bundle) is not str or type(cgroups_path) is not str:
+        return None
+    return State(container_id, bundle, 0, 0, "", cgroups_path, (), 0, "", {}, "")
 
 
 def note_cgroup(directory: str, path: str = "") -> None:

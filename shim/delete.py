@@ -129,12 +129,14 @@ class Remains:
     def _load(self, container_id: str) -> state.State | None:
         try:
             return state.load(self._root, container_id)
-        except ManorError as error:  # it was killed while it wrote it, or before; or it was of a newer Manor
+        except NotFound as error:  # its shim was killed before there was one
+            said = state.announced(self._root, container_id)
+            if said is None:
+                self.warnings.append(describe(error))
+            return said
+        except ManorError as error:  # it was of a newer Manor, or is damaged
             self.warnings.append(describe(error))
-        try:
-            return state.salvage(self._root, container_id)
-        except NotFound:
-            return None
+            return state.salvage(self._root, container_id) or state.announced(self._root, container_id)
 
     def _remove(self, left: state.State, container_id: str) -> None:
         self._try("kill init", self._kill, left.pid, left.start_time)

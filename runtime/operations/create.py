@@ -83,8 +83,11 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
             gate = make_gate(directory)
             lent.append(gate)
             trace.passed("make start gate")
-        # With no cgroup and no mount yet: should we be killed from here on, it says what to clean up by.
-        state.save(directory, announce(request, said))
+            # With no cgroup and no mount yet: should we be killed from here on, it says what to clean up by.
+            state.save(directory, announce(request, said))
+        else:
+            # The same for who has nobody to ask for its state meanwhile, at a tenth of the price.
+            state.announce(directory, request.bundle, spec.linux.cgroups_path or "")
         trace.passed("announce")
         if request.prepare is not None:
             request.prepare()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from manor import leaks, ledger
+from manor import leaks, ledger, sweep
 from runtime import state
 from shim import deed
 from shim.api import task
@@ -170,7 +170,7 @@ def test_who_else_is_in_a_cgroup_is_named_and_left_alone(
     dead: LedgerDoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another runtime may have taken the cgroup over: containerd has forgotten the container, and its id is free."""
-    monkeypatch.setattr(leaks, "_END_S", 0.5)
+    monkeypatch.setattr(sweep, "END_S", 0.5)
     cgroups = dead.cgroups()
     stranger = sleeper(*(each / "cgroup.procs" for each in cgroups))
     try:
@@ -214,9 +214,9 @@ def test_a_mount_behind_a_symlink_stays(dead: LedgerDoor) -> None:
     assert str(victim) in dead.mounts()
     mounted = next(each for each in ledger.mounts() if each.point == str(victim))
     with pytest.raises(OSError, match="symbolic links"):
-        leaks.unmount(ledger.Mount(mounted.id, str(bundle / "rootfs"), "tmpfs", "victim"))
+        sweep.unmount(ledger.Mount(mounted.id, str(bundle / "rootfs"), "tmpfs", "victim"))
     with pytest.raises(OSError, match="not what it was"):
-        leaks.unmount(ledger.Mount(mounted.id + 1, str(victim), "tmpfs", "victim"))
+        sweep.unmount(ledger.Mount(mounted.id + 1, str(victim), "tmpfs", "victim"))
     assert str(victim) in dead.mounts()
 
 

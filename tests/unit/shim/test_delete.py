@@ -285,9 +285,7 @@ def test_of_a_create_that_was_cut_short_a_cgroup_that_is_in_use_is_its_own_only_
     monkeypatch.setattr(Remains, "_remove_cgroup", lambda _self, each: gone.extend(["/own"] * each.kept))
     directory = tmp_path / "pod" / "c1"
     directory.mkdir(parents=True)
-    (directory / "state.json").write_text(
-        json.dumps(json.loads(state_of("c1")) | {"pid": 0, "start_time": 0})
-    )
+    state.announce(str(directory), "/nowhere", "/own")
     if noted:
         state.note_cgroup(str(directory))
     Remains(str(tmp_path / "pod"), SimpleNamespace()).remove_all("other", "/nowhere")  # type: ignore[arg-type]

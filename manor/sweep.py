@@ -1,0 +1,239 @@
+"""Removing what nobody owns, with the pod's directory locked: no start and no `delete` of that pod goes on meanwhile.
+
+Nothing is touched that is not known to be ours by more than its name: a process by its start time, a cgroup by its
+inode, a mount by its id. A path on record is only where to look, and is resolved without symlinks. No process is killed
+for being in a cgroup: another runtime may use that by now.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from manor import ledger
+from manor.ledger import Mount, Pod, Stage
+from runtime import rdt, state
+from runtime.cgroups.cgroup import Cgroup, open_cgroup
+from runtime.cgroups.layout import Layout
+from runtime.errors import ManorError, describe
+from runtime.linux import mount as m
+from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
+from runtime.rootfs.on_host import detach
+from runtime.state import State
+from shim import deed, journal, sockets
+from shim.container import rootfs_of
+from shim.delete import killed, known_exit, leave_note
+from shim.journal import NewerJournal
+
+# How long an ended process may take to leave its cgroup.
+END_S = 5.0
+_RETRY_S = 0.02
+
+
+@contextmanager
+def locked(pod: Pod) -> Iterator[bool]:
+    """Have the pod's directory to oneself; False where somebody has it: a shim, who starts one, a `delete`."""
+    try:
+        lock = deed.take(pod.directory, 0)
+    except TimeoutError:
+        lock = None
+    if lock is None:
+        yield False
+        return
+    with lock:
+        yield not (
+            pod.socket and _is_served(pod.socket)
+        )  # by a shim of an earlier version, which has no lock
+
+
+def _is_served(path: str) -> bool:
+    try:
+        return sockets.is_served(path)
+    except OSError:
+        return True
+
+
+def strays_of(pod: Pod, stages: Iterable[Stage]) -> list[Stage]:
+    """The processes in the session of a dead shim: as long as there is one, its pid is nobody else's."""
+    if pod.deed is None or state.is_alive(pod.deed.pid, pod.deed.start_time):
+        return []
+    return [each for each in stages if each.session == pod.deed.pid and each.state not in ledger.ENDED]
+
+
+def cgroup_of(layout: Layout, pod: Pod, known: State) -> Cgroup | None:
+    """A container's cgroup, if there is one, and it is the very one that was made for it."""
+    try:
+        cgroup = open_cgroup(layout, known.cgroups_path, known.id)
+    except ManorError:  # systemd's, and nobody knows yet where, or nonsense
+        return None
+    there = [path for path in cgroup.paths.values() if os.path.isdir(path)]
+    if not there:
+        return None
+    noted = state.cgroup_inode(pod.directory, known.id)
+    first = next(iter(cgroup.paths.values()))
+    if noted and os.path.isdir(first) and os.stat(first).st_ino != noted:
+        return None  # somebody else's, who has made it anew
+    if not noted and cgroup.holders(1) and not (known.pid and state.is_alive(known.pid, known.start_time)):
+        return None  # nobody can say that it is ours
+    return cgroup
+
+
+def is_socket(path: str) -> bool:
+    """Whether there is one."""
+    try:
+        return os.lstat(path).st_mode & 0o170000 == 0o140000
+    except OSError:
+        return False
+
+
+class Sweep:
+    """Removes what a look has found."""
+
+    def __init__(self, run_dir: str, layout: Layout) -> None:
+        self._run_dir = run_dir
+        self._layout = layout
+        self.failures: list[str] = []
+
+    def pods(self, directories: set[str]) -> None:
+        """Every pod whose directory was found, if it is nobody's still."""
+        for pod in ledger.pods(self._run_dir):
+            if pod.directory not in directories:
+                continue
+            with locked(pod) as ours:
+                if not ours:
+                    self.failures.append(f"pod {pod.name}: somebody has it now")
+                    continue
+                self._pod(ledger.read_pod(pod.directory))
+
+    def wardens(self) -> None:
+        """The files of dead ones, with their lock held."""
+        for warden in ledger.dead_wardens(self._run_dir):
+            for path in (f"{warden.stem}.sock", f"{warden.stem}.lock"):
+                self._try(f"remove {path}", _unlink, path)
+
+    def _pod(self, pod: Pod) -> None:
+        try:
+            journal.read(pod.directory)
+        except NewerJournal as error:  # whose exits we could not hand on to containerd
+            self.failures.append(f"pod {pod.name}: {describe(error)}")
+            return
+        for stage in strays_of(pod, ledger.stages()):
+            self._try(f"kill {stage.pid}", _kill, stage.pid, stage.start_time)
+        before = len(self.failures)
+        for container_id, known in pod.containers.items():
+            self._container(pod, container_id, known)
+        self._try("unmount", self._unmount, pod.files.shm, ("tmpfs",))
+        if len(self.failures) > before:
+            return  # what is left stays on record
+        self._try("remove the pod's files", pod.files.remove)
+        if is_socket(pod.socket):
+            self._try(f"remove {pod.socket}", _unlink, pod.socket)
+        sockets.forget_pod(pod.directory)
+
+    def _container(self, pod: Pod, container_id: str, known: State | None) -> None:
+        before = len(self.failures)
+        if known is not None:
+            ended = known_exit(pod.directory, container_id, known.bundle, known.pid, known.start_time)
+            if known.pid:
+                thaw = partial(self._thaw, pod, known)
+                self._try(f"kill {known.pid}", _kill, known.pid, known.start_time, thaw)
+            ended = ended or killed(container_id, known.pid, known.start_time)
+            if os.path.isdir(known.bundle):  # should containerd come for it after all
+                self._try("note exit", leave_note, known.bundle, ended)
+            self._try("remove cgroup", self._remove_cgroup, pod, known)
+            if known.bundle:
+                self._try("unmount", self._unmount, rootfs_of(known.bundle), ())
+            self._try("take away what it has on the host", _clear_host, known)
+        if len(self.failures) == before:
+            self._try(f"remove state of {container_id}", state.remove_directory, pod.directory, container_id)
+
+    def _thaw(self, pod: Pod, known: State) -> None:
+        """In v1 who is frozen does not die."""
+        cgroup = cgroup_of(self._layout, pod, known)
+        if cgroup is not None and cgroup.frozen():
+            cgroup.thaw()
+
+    def _remove_cgroup(self, pod: Pod, known: State) -> None:
+        cgroup = cgroup_of(self._layout, pod, known)
+        if cgroup is None:
+            return
+        deadline = time.monotonic() + END_S
+        while not cgroup.try_delete():
+            if time.monotonic() > deadline:
+                pids = " ".join(map(str, cgroup.holders(16)))
+                raise OSError(
+                    errno.EBUSY, f"{cgroup.path} is in use by {pids}, and they are not known to be ours"
+                )
+            time.sleep(_RETRY_S)
+
+    def _unmount(self, point: str, types: tuple[str, ...]) -> None:
+        for each in reversed([each for each in ledger.mounts() if each.point == point]):
+            if types and each.fstype not in types:
+                raise OSError(errno.EINVAL, f"{point} is a {each.fstype}: not ours")
+            unmount(each)
+
+    def _try(self, what: str, call: Callable[..., object], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except (ManorError, OSError, ValueError) as error:
+            self.failures.append(f"{what}: {describe(error)}")
+
+
+def unmount(mounted: Mount) -> None:
+    """Detach this very mount: found by its path without a symlink, known by its id. OSError."""
+    slash = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        flags = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+        with openat2(slash, mounted.point.lstrip("/"), os.O_PATH, flags) as fd:
+            if _mount_id(fd.fileno()) != mounted.id:
+                raise OSError(errno.ESTALE, f"{mounted.point} is not what it was")
+            m.umount2(f"/proc/self/fd/{fd.fileno()}", m.MNT_DETACH)
+    finally:
+        os.close(slash)
+
+
+def _mount_id(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
+
+
+def _kill(pid: int, start_time: int, sent: Callable[[], object] = int) -> None:
+    """That very process, and wait for its end; `sent` is called in between."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        deadline = time.monotonic() + END_S
+        if state.is_alive(pid, start_time):  # behind the open: so it is the one that is killed
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            sent()
+        while state.is_alive(pid, start_time):
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, f"process {pid} was killed and has not ended: it may be frozen")
+            time.sleep(_RETRY_S)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
+
+
+def _clear_host(known: State) -> None:
+    """What a container without a mount namespace has left, and its resctrl group."""
+    said = known.terms or {}
+    if isinstance(root := said.get("root_on_host"), str) and root:
+        detach(root)
+    if isinstance(group := said.get("rdt"), (list, tuple)) and len(group) == 2:
+        rdt.remove(str(group[0]), bool(group[1]))
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
