@@ -91,15 +91,15 @@ class Pod:
 
     @property
     def files(self) -> PodFiles:
-        """The pod's own."""
-        return PodFiles(self.directory)
+        """The pod's own, where they are: a handler's Root leaves a link."""
+        return PodFiles(os.path.realpath(self.directory))
 
     def bundles(self) -> list[str]:
         """Those of containerd's that are still there; it comes for their containers."""
         named = [known.bundle for known in self.containers.values() if known is not None]
         if self.deed is not None:
             named.append(self.deed.bundle)
-        own = f"{self.files.directory}/"
+        own = (f"{self.files.directory}/", f"{PodFiles(self.directory).directory}/")
         return sorted({each for each in named if not each.startswith(own) and os.path.isdir(each)})
 
     def containerd_answers(self) -> bool | None:

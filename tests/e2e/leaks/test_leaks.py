@@ -333,3 +333,13 @@ def test_a_dead_wardens_socket_is_found_and_removed(world: Door, door: LedgerDoo
     assert door.collect().leaks == []
     assert not lock.exists()
     door.end("c1")
+
+
+@pytest.mark.usefixtures("containerd")
+def test_a_pod_of_a_newer_manor_whose_exits_cannot_be_read_is_left_alone(dead: LedgerDoor) -> None:
+    init = init_of(dead)
+    (dead.pod_directory() / "@exits").write_text('{"journal":99}\n')
+    left = dead.collect()
+    assert kinds(left) == ALL
+    assert any("newer Manor" in failure for failure in left.failures)
+    assert alive(init)

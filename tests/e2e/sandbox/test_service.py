@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any as Json
 
 import pytest
 
+from manor import leaks
 from shim.api import metrics_v1, metrics_v2, sandbox, task
 from shim.api.codec import decode
 from shim.api.pod_config import NODE, DnsConfig, IdMapping, PodSandboxConfig, UserNamespace
@@ -18,6 +20,7 @@ from shim.api.pod_config import POD as POD_MODE
 from shim.api.types import Any
 from shim.ttrpc import status
 from shim.ttrpc.status import RpcError
+from tests.e2e.leaks.conftest import alive
 from tests.e2e.sandbox.conftest import POD, PodDoor, namespace
 from tests.e2e.shim.door import eventually
 
@@ -327,4 +330,20 @@ def test_delete_clears_away_what_a_killed_shim_has_left(door: PodDoor, netns: st
     done = door.launch("delete", POD)
     assert (done.returncode, done.stderr) == (0, b"")
     eventually(lambda: not Path(f"/proc/{init}").exists())
+    assert (door.left(), door.state.exists()) == ([], False)
+
+
+def test_what_a_killed_shim_has_left_of_a_pod_is_found_and_removed(door: PodDoor, netns: str) -> None:
+    """By `manor leaks`, where no containerd comes for it."""
+    door.create_pod(door.config(pid=POD_MODE), netns_path=netns)
+    landlord = door.start_pod()
+    init = sleeper(door, landlord, "c1", "pid")
+    os.kill(door.shim_pid(), signal.SIGKILL)
+    eventually(lambda: leaks.look(str(door.run_dir), 0).waiting == [POD])
+    shutil.rmtree(door.directory / "bundles")
+    found = leaks.look(str(door.run_dir), 0)
+    kinds = sorted(each.kind for each in found.leaks)
+    assert kinds == ["cgroup", "cgroup", "mount", "process", "process", "socket", "state", "state", "state"]
+    assert leaks.collect(str(door.run_dir), found).failures == []
+    assert [alive(pid) for pid in (landlord, init)] == [False, False]
     assert (door.left(), door.state.exists()) == ([], False)
