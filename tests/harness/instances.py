@@ -176,6 +176,7 @@ class Instance:
 
     def _kill(self) -> None:
         """Kill its processes until none is left: one may fork while we look."""
+        self._thaw()
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             alive = [found for found in self.processes() if found.state not in ("Z", "X")]
@@ -187,6 +188,15 @@ class Instance:
                 except ProcessLookupError:
                     pass
             time.sleep(0.02)
+
+    def _thaw(self) -> None:
+        """What is frozen cannot die."""
+        for directory in self.cgroups():
+            for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                try:
+                    (directory / name).write_text(word)
+                except OSError:
+                    pass  # of another hierarchy, or gone
 
     def _remove_cgroups(self) -> None:
         for _ in range(50):
