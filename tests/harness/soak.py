@@ -21,8 +21,12 @@ from tests.harness.paths import CHECKOUT, VENV
 RESULT = CHECKOUT / "soak.json"
 
 
+# What `tests/sweeps` writes, one file for each of its runs.
+SWEEPS = CHECKOUT / "soak-sweeps"
+
+
 def parts(
-    cycles: str, cases: str, kills: str, exits: str, log_bytes: str
+    cycles: str, cases: str, kills: str, exits: str, log_bytes: str, sweeps: str
 ) -> dict[str, tuple[dict[str, str], list[str]]]:
     """Name to environment and test paths."""
     return {
@@ -33,6 +37,10 @@ def parts(
         ),
         "oom kills": ({"MANOR_OOM_KILLS": kills}, ["tests/e2e/exits/test_oom.py"]),
         "exit codes": ({"MANOR_EXITS": exits}, ["tests/e2e/exits/test_many.py"]),
+        "sweeps": (
+            {"MANOR_SWEEP_KILLS": sweeps, "MANOR_SWEEP_RESULTS": str(SWEEPS)},
+            ["tests/e2e/sweeps"],
+        ),
         "logs": ({"MANOR_LOG_BYTES": log_bytes}, ["-s", "tests/e2e/stdio/test_flood.py"]),
     }
 
@@ -43,11 +51,12 @@ def main() -> int:
     cycles, cases = os.environ.get("CYCLES", "300"), os.environ.get("CASES", "5000")
     kills, exits = os.environ.get("KILLS", "100"), os.environ.get("EXITS", "100000")
     log_bytes = os.environ.get("LOG_BYTES", str(1 << 30))
+    sweeps = os.environ.get("SWEEPS", "containerd=100,warden=50,shim=100")
     only = os.environ.get("ONLY", "")
     # A test takes as long as it takes.
     same = {"MANOR_HOSTILE_SEED": seed, "MANOR_SEED": seed, "MANOR_TEST_DEADLINE_S": "0"}
     results = []
-    for name, (settings, paths) in parts(cycles, cases, kills, exits, log_bytes).items():
+    for name, (settings, paths) in parts(cycles, cases, kills, exits, log_bytes, sweeps).items():
         if only and only != name:
             continue
         print(f"{name}: seed {seed}", flush=True)
