@@ -95,6 +95,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "join namespaces",
         *_WORLD,
         *_PROTECTION,
+        "make terminal",
         "join pid namespace",
         "unshare pid namespace",
         "give up capabilities",

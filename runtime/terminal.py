@@ -31,10 +31,11 @@ class TerminalError(ManorError):
     """The container's /dev/pts or /dev/console is not what it must be."""
 
 
-def open_console(uid: int, size: tuple[int, int] | None) -> tuple[OwnedFd, OwnedFd]:
+def open_console(uid: int, size: tuple[int, int] | None, control: bool = True) -> tuple[OwnedFd, OwnedFd]:
     """A new pty as (master, slave), the slave ours as controlling terminal and owned by `uid`.
 
-    `size` is (rows, columns). For a session leader without a terminal, inside the container's root.
+    `size` is (rows, columns). For a session leader without a terminal, inside the container's root. Who makes it for
+    another process leaves it to that to take `control`.
     OSError or TerminalError where /dev/pts is no devpts. Both ends are close-on-exec.
     """
     master = _open_master()
@@ -47,12 +48,18 @@ def open_console(uid: int, size: tuple[int, int] | None) -> tuple[OwnedFd, Owned
         if size is not None:
             resize(master.fileno(), *size)
         _give_to(slave, uid)
-        fcntl.ioctl(slave.fileno(), termios.TIOCSCTTY, 0)
+        if control:
+            take_control(slave)
     except BaseException:
         master.close()
         slave.close()
         raise
     return master, slave
+
+
+def take_control(slave: OwnedFd) -> None:
+    """Make it our controlling terminal; for a session leader without one."""
+    fcntl.ioctl(slave.fileno(), termios.TIOCSCTTY, 0)
 
 
 def resize(fd: int, rows: int, columns: int) -> None:

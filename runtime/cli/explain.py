@@ -176,7 +176,8 @@ def _before_init(plans: Plans) -> list[Act]:
     if plans.namespaces.pid_join is not None:
         # Born into the PID namespace of others, init must not bring the host along: the world is made before.
         last = (*pid, Act(INIT, "give up capabilities"), clone)
-        made = (*own, *rest, *_world(plans), *_protection(plans), *last)
+        terminal = [Act(INIT, "make terminal")] if plans.process.terminal else []
+        made = (*own, *rest, *_world(plans), *_protection(plans), *terminal, *last)
         return [replace(act, stage=INTER) for act in made]
     return [*(replace(act, stage=INTER) for act in (*own, *pid, clone)), *rest, *_world(plans)]
 

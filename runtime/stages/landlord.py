@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from runtime.stages.clone import Step
     from runtime.stages.direct import Channels
     from runtime.stages.plan import LandlordPlan
+    from runtime.stages.program import Terminal
     from runtime.stages.stage0_parent import HostSide, Launched
     from runtime.stages.start_gate import Door
     from runtime.waiting import Operation
@@ -117,20 +118,22 @@ def _launch_into_shared_pids(
     plan: LandlordPlan, entry: CgroupEntry, keep: tuple[int, ...], born_in: OwnedFd | None
 ) -> Channels:
     """The same where init joins a PID namespace by path: it is not born before its root is made (`shared_pids`)."""
-    made: list[tuple[Door, ...]] = []
+    made: list[tuple[tuple[Door, ...], Terminal | None]] = []
     init_keep = [*kept(plan.process, None), *(fd.fileno() for fd in landlord_fds(plan) if fd is plan.gate)]
 
     def run_inter(step: Step, main: Channel, clone_init: Callable[[], tuple[int, int]]) -> None:
         def make_world_first() -> tuple[int, int]:
-            made.append(make_shared_world(step, plan, main))
-            init_keep.extend(fd.fileno() for _kind, fd in made[0])
+            doors, terminal = make_shared_world(step, plan, main)
+            made.append((doors, terminal))
+            init_keep.extend(fd.fileno() for fd in (*(fd for _kind, fd in doors), *(terminal or ())))
             step.begin("clone init")
             return clone_init()
 
         become_intermediate_of_landlord(step, plan, entry, main, make_world_first)
 
     def run_init(step: Step, main: Channel) -> None:
-        finish_init(step, plan, made[0], main)
+        doors, terminal = made[0]
+        finish_init(step, plan, doors, main, terminal)
 
     return clone_in_stages(run_inter, run_init, keep, init_keep, born_in, plan.sibling)
 

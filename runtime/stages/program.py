@@ -19,7 +19,7 @@ from runtime.linux.seccomp import load
 from runtime.payload import close_on_exec, enter_cwd, execute, prepare, try_enter_cwd
 from runtime.stages.clone import unblock_signals
 from runtime.stages.messages import LimitsSet, Listener, ListenerAt, ListenerTaken, Ready
-from runtime.terminal import mount_console, open_console
+from runtime.terminal import mount_console, open_console, take_control
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from runtime.stages.clone import Step
     from runtime.stages.plan import ProcessPlan, Stdio
 
+    Terminal = tuple[OwnedFd, OwnedFd]  # master and slave
+
 
 class Prepared:
     """A process that lacks nothing but its start: what Ready brings to stage 0, and what execve needs."""
@@ -42,13 +44,18 @@ class Prepared:
         self.plan, self.program, self.console = plan, program, console
 
 
-def prepare_program(step: Step, plan: ProcessPlan, main: Channel, landlord: bool) -> Prepared:
-    """Everything between the last namespace and the start gate. StageError for a bad cwd, user or command."""
+def prepare_program(
+    step: Step, plan: ProcessPlan, main: Channel, landlord: bool, terminal: Terminal | None = None
+) -> Prepared:
+    """Everything between the last namespace and the start gate. StageError for a bad cwd, user or command.
+
+    `terminal` is the one to be taken, where somebody else has made it.
+    """
     step.begin("set up stdio")
     os.setsid()
     console = None
     if plan.terminal:
-        console = take_console(plan, landlord)
+        console = take_console(terminal or make_terminal(plan, landlord))
     else:
         take_stdio(plan.stdio, plan.credentials.uid)
     step.begin("wait for limits")
@@ -98,15 +105,23 @@ def load_filter(compiled: Filter, main: Channel) -> None:
                 main.send(Listener(), (listener,))
 
 
-def take_console(plan: ProcessPlan, landlord: bool) -> OwnedFd:
-    """Make a pty of the container's own devpts our controlling terminal and stdio; gives its master."""
+def make_terminal(plan: ProcessPlan, landlord: bool) -> Terminal:
+    """A pty of the container's own devpts, which is /dev/console if it is that of init."""
     size = plan.console_size
-    master, slave = open_console(plan.credentials.uid, (size.height, size.width) if size else None)
+    rows_columns = (size.height, size.width) if size else None
+    master, slave = open_console(plan.credentials.uid, rows_columns, control=False)
+    if landlord:
+        mount_console(slave.fileno())
+    return master, slave
+
+
+def take_console(terminal: Terminal) -> OwnedFd:
+    """Make a pty our controlling terminal and stdio; gives its master."""
+    master, slave = terminal
     with slave:
+        take_control(slave)
         for number in (0, 1, 2):
             os.dup2(slave.fileno(), number, inheritable=True)
-        if landlord:
-            mount_console(slave.fileno())
     return master
 
 

@@ -21,6 +21,7 @@ from runtime.rootfs.pivot import pivot_copy
 from runtime.stages.channel import channel_pair
 from runtime.stages.clone import clone_stage
 from runtime.stages.messages import Source
+from runtime.stages.program import make_terminal
 from runtime.stages.stage1_namespaces import enter_pid_namespace, give_up_capabilities
 from runtime.stages.stage2_init import (
     enter_late_namespaces,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan
+    from runtime.stages.program import Terminal
     from runtime.stages.start_gate import Door
 
 MAKER = "1:PROC"
@@ -101,8 +103,12 @@ def _make(make: Callable[[], OwnedFd], main: Channel) -> None:
         main.send(Source(), (mount.fileno(),))
 
 
-def make_shared_world(step: Step, plan: LandlordPlan, main: Channel) -> tuple[Door, ...]:
+def make_shared_world(
+    step: Step, plan: LandlordPlan, main: Channel
+) -> tuple[tuple[Door, ...], Terminal | None]:
     """1:INTER's part of an init: the whole of its world. Our next child is the one that is born into the namespace.
+
+    Gives its doors, and its terminal if it is to have one: only who may mount can put that in its place.
 
     It has next to no capability that its program will not have, since who traces it could use them.
     """
@@ -113,7 +119,11 @@ def make_shared_world(step: Step, plan: LandlordPlan, main: Channel) -> tuple[Do
     if plan.lets_in:
         doors += ((c.CLONE_NEWPID, OwnedFd(os.dup(namespace.fileno()))),)
     protect_world(step, plan, make_world(step, plan, main, InsideMaker(namespace)))
+    terminal = None
+    if plan.process.terminal:
+        step.begin("make terminal")
+        terminal = make_terminal(plan.process, landlord=True)
     enter_pid_namespace(step, 0, plan.joins)
     close_all(fd for _join, fd in plan.joins)
     give_up_capabilities(step, plan.process)
-    return doors
+    return doors, terminal

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from runtime.stages.channel import Channel
     from runtime.stages.clone import Step
     from runtime.stages.plan import LandlordPlan
+    from runtime.stages.program import Terminal
     from runtime.stages.start_gate import Door
 
 
@@ -93,12 +94,14 @@ def protect_world(step: Step, plan: LandlordPlan, mounted: MountedRoot) -> None:
     protect(mounted)
 
 
-def finish_init(step: Step, plan: LandlordPlan, doors: tuple[Door, ...], main: Channel) -> NoReturn:
-    """In the finished world: the program."""
+def finish_init(
+    step: Step, plan: LandlordPlan, doors: tuple[Door, ...], main: Channel, terminal: Terminal | None = None
+) -> NoReturn:
+    """In the finished world: the program. `terminal` is its, if that was made with the world."""
     if plan.keyring:
         step.begin("make session keyring")
         make_session_keyring(plan.id, bool(plan.namespaces.new & c.CLONE_NEWUSER), plan.process.selinux_label)
-    prepared = prepare_program(step, plan.process, main, landlord=True)
+    prepared = prepare_program(step, plan.process, main, landlord=True, terminal=terminal)
     announce(step, prepared, main)
     if plan.gate is not None:
         main.continue_with(await_start(plan.gate, doors))  # who starts us is told how it went

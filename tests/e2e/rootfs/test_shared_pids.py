@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.errors import StageError
+from runtime.linux.constants import WALL
 from runtime.operations.start import start
 from runtime.stages import shared_pids
 from runtime.stages.plan import STAGED
@@ -172,6 +173,29 @@ def test_the_procfs_shows_the_processes_of_the_namespace_that_is_joined(runner: 
     )
     share_pids(second, container)
     assert runner.run(second).stdout.split() == ["sleep", "1234", "0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("with_users", [False, True])
+def test_a_container_that_joins_a_pid_namespace_may_have_a_terminal(runner: Runner, with_users: bool) -> None:
+    """Only who may mount can put /dev/console in its place, and init may not any more when it is born there."""
+    first = runner.bundle("sleep", "1234")
+    second = runner.bundle(
+        "sh", "-c", "test -t 0 -a -t 1 -a -t 2 && test -c /dev/console && tty && : < /dev/tty && exit 21"
+    )
+    if with_users:
+        with_user_namespace(first)
+        with_user_namespace(second)
+    container = runner.create(first)
+    run(start(container))
+    second.config["process"]["terminal"] = True
+    for kind in ("user", "pid"):
+        join(second, container, kind)
+    terminal = runner.create(second)
+    run(start(terminal))
+    status = os.waitpid(terminal.pid, WALL)[1]
+    terminal.ended()
+    runner.delete(terminal)
+    assert os.waitstatus_to_exitcode(status) == 21
 
 
 def test_a_procfs_that_cannot_be_made_there_is_told_with_its_mount(runner: Runner) -> None:

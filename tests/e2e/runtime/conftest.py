@@ -58,9 +58,9 @@ class Runner:
         name = container_id or bundle.path.name
         stdio = stdio or Stdio()
         if self.apart:
-            container = run(
-                create_apart(self.host, ApartRequest(name, str(bundle.path), stdio, shape=self.shape))
-            )
+            terminal = bundle.config["process"]["terminal"]
+            apart = ApartRequest(name, str(bundle.path), stdio, terminal, shape=self.shape)
+            container = run(create_apart(self.host, apart))
         else:
             request = CreateRequest(name, str(bundle.path), load_spec(data), stdio, self.shape)
             container = run(create(self.host, request))
