@@ -229,11 +229,18 @@ def _deed(wanted: Bootstrap, path: str, bundle: str) -> Deed:
 
 
 def _join_shim_cgroup(path: str, layout: Layout) -> None:
-    """Move this process where the handler's options want the shim, if they do: a cgroup that is there."""
+    """Move this process where the handler's options want the shim, if they do, in each hierarchy that has that cgroup.
+
+    Who made it need not have made it in all: a client that knows version 1 makes none in the unified hierarchy.
+    """
     if not path:
         return
+    cgroup = open_cgroup(layout, path)
+    there = [each for each in layout.hierarchies if os.path.isdir(cgroup.paths[each.name])]
+    if there:
+        cgroup.keep(there)
     try:
-        with open_cgroup(layout, path).open_join() as join:
+        with cgroup.open_join() as join:
             join.enter_v1()
             if join.v2_dir is not None:
                 procs = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=join.v2_dir.fileno())

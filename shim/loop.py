@@ -13,6 +13,9 @@ import os
 import select
 import time
 from _heapq import heapify, heappop, heappush
+from _socket import SOCK_STREAM
+
+from runtime.linux.fds import socketpair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,8 +135,11 @@ class Loop:
     def on_signal(self, number: int, callback: Callable[[], None]) -> None:
         """Call `callback` in a turn after signal `number` has come; several may be seen as one."""
         if self._wakeup_read < 0:
-            self._wakeup_read, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            # A full pipe loses a byte, not the wake-up: it is readable already.
+            # No pipe: whoever counts a shim's pipes is after those of processes that are gone.
+            self._wakeup_read, write_end = (end.release() for end in socketpair(SOCK_STREAM))
+            os.set_blocking(self._wakeup_read, False)
+            os.set_blocking(write_end, False)
+            # A full one loses a byte, not the wake-up: it is readable already.
             _signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
             self.watch(self._wakeup_read, EPOLLIN, self._signals_came)
         self._signal_handlers[number] = callback

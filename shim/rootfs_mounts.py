@@ -126,10 +126,12 @@ def unmount_all(rootfs: str) -> Operation[None]:
     """Take away everything that is mounted on `rootfs`, in a child. MountError if something stays."""
 
     def run(step: Step) -> None:
+        _signal.alarm(int(TIMEOUT_S))
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGALRM,))
         step.begin("unmount", rootfs)
         unmount(rootfs)
 
-    yield from in_child("unmount", run)
+    yield from in_child("unmount", run, ends_by_itself=True)
 
 
 def unmount(rootfs: str) -> None:
@@ -155,8 +157,11 @@ def _mount(step: MountStep) -> None:
         linux.mount("", step.target, None, step.flags | linux.MS_REMOUNT, None)
 
 
-def in_child(name: str, run: Callable[[Step], None]) -> Operation[None]:
-    """Do `run` in a child of its own. MountError when it fails or is not done within TIMEOUT_S."""
+def in_child(name: str, run: Callable[[Step], None], ends_by_itself: bool = False) -> Operation[None]:
+    """Do `run` in a child of its own. MountError when it fails or is not done within TIMEOUT_S.
+
+    A child that `ends_by_itself` goes on when the caller's time is over: whoever asks again wants the same.
+    """
     near, far = channel_pair("main", f"{name} child")
     try:
         pid, number = clone_stage(name, run, far, ())
@@ -175,7 +180,8 @@ def in_child(name: str, run: Callable[[Step], None]) -> Operation[None]:
         raise MountError(f"{error.operation} {error.subject}: {error.message}") from error
     except TimeoutError:
         # It may be stuck in the kernel, where not even SIGKILL reaches it; the reaper takes it in time.
-        _signal.pidfd_send_signal(number, _signal.SIGKILL)
+        if not ends_by_itself:
+            _signal.pidfd_send_signal(number, _signal.SIGKILL)
         raise MountError(f"{name}: not done within {TIMEOUT_S:g} s") from None
     finally:
         near.close()

@@ -192,6 +192,21 @@ def test_a_shim_joins_the_cgroup_that_the_handlers_options_name(door: Door) -> N
     assert paths == {f"/{name}"}
 
 
+def test_that_cgroup_need_not_be_in_all_hierarchies(door: Door) -> None:
+    door.bundle("c1", SLEEP)
+    name = f"{door.cgroup_parent}/shims"
+    first, *_others = hierarchies()
+    (first / name).mkdir(parents=True)
+    for setting in ("cpuset.cpus", "cpuset.mems"):
+        if (first / name / setting).exists() and not (first / name / "cgroup.controllers").exists():
+            for directory in (first / door.cgroup_parent, first / name):
+                (directory / setting).write_text((first / setting).read_text())
+    done = door.launch("start", "c1", encode(pack(Options(shim_cgroup=f"/{name}"))))
+    assert done.returncode == 0, done.stderr
+    door.start("c1")
+    assert str(door.shim_pid()) in (first / name / "cgroup.procs").read_text().split()
+
+
 def test_a_start_that_fails_says_why_and_leaves_no_socket(door: Door) -> None:
     bundle = door.bundle("c1", SLEEP)
     (bundle.path / "config.json").write_text("{")

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from pathlib import Path
+
 import pytest
 
 from runtime.errors import MountError
 from runtime.linux import mount as linux
+from runtime.linux.constants import WALL
+from runtime.stages.clone import Step
 from shim.api.types import Mount
-from shim.rootfs_mounts import MountStep, plan
+from shim.loop import Loop
+from shim.rootfs_mounts import MountStep, in_child, plan
+from shim.tasks import spawn
+from tests.unit.shim.loops import turn_until
 
 SNAPSHOTS = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
 
@@ -57,3 +67,29 @@ def test_options_that_no_page_can_hold_are_an_error() -> None:
     layers = ":".join(f"/{number:0100}/x" for number in range(60))
     with pytest.raises(MountError, match="bytes of options are too many"):
         plan([Mount("overlay", "overlay", "", [f"lowerdir={layers}"])], "/r")
+
+
+@pytest.mark.usefixtures("nothing_is_left")
+@pytest.mark.parametrize("ends_by_itself", [True, False])
+def test_an_unmount_goes_on_when_the_callers_time_is_over_and_other_work_ends(
+    loop: Loop, tmp_path: Path, ends_by_itself: bool
+) -> None:
+    """containerd gives Delete ten seconds and asks again: what was begun must not be begun anew each time."""
+
+    def run(_step: Step) -> None:
+        (tmp_path / "begun").touch()
+        while not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        (tmp_path / "done").touch()
+
+    ended: list[Exception | None] = []
+    generator = in_child("unmount", run, ends_by_itself)
+    task = spawn(loop, generator, lambda _value, failure: ended.append(failure))
+    turn_until(loop, (tmp_path / "begun").exists)
+    task.cancel(TimeoutError())
+    assert isinstance(ended[0], MountError)
+    (tmp_path / "go").touch()
+    pid, status = os.waitpid(-1, WALL)
+    assert pid
+    assert (tmp_path / "done").exists() == ends_by_itself
+    assert os.waitstatus_to_exitcode(status) == (0 if ends_by_itself else -signal.SIGKILL)
