@@ -125,8 +125,12 @@ def pods(run_dir: str) -> Iterator[Pod]:
     check_directory(run_dir)
     check_directory(top)
     for name in names:
-        if os.path.isdir(f"{top}/{name}"):
-            yield read_pod(f"{top}/{name}")
+        try:
+            found = read_pod(f"{top}/{name}") if os.path.isdir(f"{top}/{name}") else None
+        except FileNotFoundError:
+            continue  # it has gone in this moment
+        if found is not None:
+            yield found
 
 
 def read_pod(directory: str) -> Pod:

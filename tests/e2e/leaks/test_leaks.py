@@ -67,6 +67,16 @@ def test_a_shim_that_lives_owns_all_that_it_has(door: LedgerDoor) -> None:
     door.end("c1")
 
 
+def test_so_does_one_of_an_earlier_version_which_has_no_lock(door: LedgerDoor) -> None:
+    door.run("c1", SLEEP)
+    old = door.run_dir / "pods" / "old"
+    old.mkdir(mode=0o700)
+    (old / "@socket").write_text(door.address.removeprefix("unix://"))
+    found = door.look()
+    assert (found.leaks, found.waiting) == ([], [])
+    door.end("c1")
+
+
 @pytest.mark.usefixtures("containerd")
 def test_what_a_dead_shim_has_left_is_found_and_removed(
     dead: LedgerDoor, capsys: pytest.CaptureFixture[str]

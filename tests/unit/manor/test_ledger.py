@@ -114,6 +114,20 @@ def test_a_directory_that_others_may_write_to_is_not_believed(run_dir: Path, whi
         list(ledger.pods(str(run_dir)))
 
 
+def test_a_pod_that_goes_while_it_is_looked_at_is_no_error(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = ledger.check_directory
+
+    def go(path: str) -> None:
+        check(path)
+        if path.endswith("/abc"):
+            os.rename(path, run_dir / "gone")
+
+    monkeypatch.setattr(ledger, "check_directory", go)
+    assert list(ledger.pods(str(run_dir))) == []
+
+
 def test_there_may_be_no_node_at_all(tmp_path: Path) -> None:
     assert list(ledger.pods(str(tmp_path / "nowhere"))) == []
     assert list(ledger.dead_wardens(str(tmp_path / "nowhere"))) == []
