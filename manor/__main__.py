@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from manor import checkout, oci, trace
-from runtime.cli.help import VERSION
+from runtime.version import VERSION
 
 
 @dataclass(frozen=True)

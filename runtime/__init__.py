@@ -35,6 +35,7 @@ A map, from the caller downwards; each floor may use the ones below it, never th
     errors record              failures as types that callers tell apart; typed records without dataclasses
     waiting undo               how an operation says that it must wait; undoing what it had when a later step fails
     trace faults               where the milliseconds went; failures and delays on demand
+    version                    which Manor this is
 
 What a shim process loads is counted: no typing, re, enum, json or dataclasses below this line. And a package loads
 nothing of what is in it, so that a command loads what it needs: names are imported from the module that has them.

@@ -15,6 +15,7 @@ from runtime.errors import ConfigError, ManorError, Unsupported, describe
 from runtime.linux import seccomp as linux
 from runtime.linux.seccomp import Filter
 from runtime.seccomp_enosys import X32, X86_64, enosys_prologue
+from runtime.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -239,7 +240,8 @@ def _last_calls(profile: Seccomp, architectures: tuple[int, ...]) -> dict[int, i
 
 # ---- the cache ---------------------------------------------------------------------------------
 
-_FORMAT = b"manor seccomp filter 1\n"
+# Of one version of ours: what the one before has compiled may be what has been put right.
+_FORMAT = f"seccomp filter of manor {VERSION}\n".encode()
 _HEADER = struct.Struct("<3HHIII")  # libseccomp's version, 0, flags, bytes of profile, bytes of program
 _MAX_FILE = 4 << 20
 _MAX_IN_MEMORY = 32  # profiles; a pod has one or two

@@ -140,7 +140,7 @@ def announced(root: str, container_id: str) -> State | None:
     except OSError:
         return None
     try:
-        bundle, cgroups_path = parse(os.read(fd, _MAX_ANNOUNCED))
+        bundle, cgroups_path, *_more = parse(os.read(fd, _MAX_ANNOUNCED))  # a later version may say more
     except (OSError, JsonError, TypeError, ValueError):
         return None
     finally:

@@ -1,4 +1,7 @@
-"""Which Manor this is. A test holds it equal to the distribution's version."""
+"""What this runtime is called."""
 
-VERSION = "0.1.0"
+from runtime.version import VERSION
+
+__all__ = ["RUNTIME_NAME", "VERSION"]
+
 RUNTIME_NAME = "io.containerd.manor.v2"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from runtime import features
 from runtime.cli.arguments import Verb
-from runtime.cli.help import VERSION
 from runtime.cli.output import indented, say
+from runtime.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ import sys
 from runtime.cli.output import SPEC_VERSION
 from runtime.cli.settings import OPTIONS
 from runtime.cli.verbs import TABLE, find
+from runtime.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runtime.cli.arguments import Option
 
-VERSION = "0.1.0"
 TITLE = "Open Container Initiative runtime"
 _HELP_LINE = ("--help, -h", "show help")
 _ABOUT = """\

@@ -20,8 +20,7 @@ EARLIER, LATER = "1.0.0", "2.0.0"
 COMMAND = "manor-oci"
 # What each copy has other than the checkout: file, what stands there, what shall.
 STAMPS = (
-    ("shim/version.py", 'VERSION = "0.1.0"', 'VERSION = "{version}"'),
-    ("runtime/cli/help.py", 'VERSION = "0.1.0"', 'VERSION = "{version}"'),
+    ("runtime/version.py", 'VERSION = "0.1.0"', 'VERSION = "{version}"'),
     ("shim/warden.py", "IDLE_S = 600 ", "IDLE_S = 1 "),
     ("shim/warden.py", "TEND_S = 60 ", "TEND_S = 0.1 "),
     ("shim/scribe.py", "IDLE_S = 60 ", "IDLE_S = 1 "),

@@ -41,7 +41,7 @@ FLOORS = (
     ),
     ("spec", "state", "status"),
     ("linux",),
-    ("errors", "record", "waiting", "trace", "undo", "faults"),
+    ("errors", "record", "waiting", "trace", "undo", "faults", "version"),
 )
 # Programs of their own in shim/: never loaded by a warden or by what it forks. And what brings in a library of D-Bus:
 # loaded where systemd makes the cgroups alone.

@@ -19,6 +19,7 @@ from runtime.record import replace
 from runtime.seccomp_enosys import X32, enosys_prologue
 from runtime.spec import json
 from runtime.spec.model import Seccomp, SeccompArgument, SeccompRule
+from runtime.version import VERSION
 from tests.unit.runtime.bpf import (
     AARCH64,
     ALLOW,
@@ -486,12 +487,12 @@ def change_profile(path: Path) -> None:
 
 
 def change_version(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b"filter 1\n", b"filter 0\n"))
+    path.write_bytes(path.read_bytes().replace(VERSION.encode(), b"0.0.9", 1))
 
 
 def other_library(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[23] ^= 1
+    data[len(seccomp._FORMAT)] ^= 1
     path.write_bytes(data)
 
 

@@ -16,7 +16,7 @@ from runtime.linux.process import start_time
 from runtime.spec.model import ExecCpuAffinity
 from runtime.state import State
 
-RECORDED = Path(__file__).parents[2] / "recorded/0.1.0"
+RECORDED = sorted((Path(__file__).parents[2] / "recorded").iterdir())
 EXAMPLE = State(
     id="c1",
     bundle="/b",
@@ -133,8 +133,10 @@ def test_a_state_with_a_field_of_the_wrong_type_is_damaged(tmp_path: Path) -> No
 # --- other versions ---
 
 
-@pytest.mark.parametrize("path", sorted(RECORDED.glob("*/*/state.json")), ids=lambda path: path.parent.name)
-def test_what_manor_0_1_wrote_is_read(path: Path) -> None:
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.name)
+@pytest.mark.parametrize("place", ["pod/c1", "pod/c2", "oci/o1"])
+def test_what_earlier_versions_wrote_is_read(recorded: Path, place: str) -> None:
+    path = recorded / place / "state.json"
     known = state.load(str(path.parents[1]), path.parent.name)
     assert (known.id, known.pid, known.version) == (path.parent.name, 4194304, 1)
     assert known.cgroup_directories[0] == ("cpu", f"/sys/fs/cgroup/cpu/mnr-1/{known.id}")
@@ -149,6 +151,18 @@ def test_what_manor_0_1_wrote_is_read(path: Path) -> None:
         assert kept.hooks.poststop[0].args == ("true", "x")
         assert kept.capabilities.ambient == ("CAP_CHOWN", "CAP_KILL")
         assert (kept.affinity, kept.umask) == (ExecCpuAffinity("0", "0-1"), 18)
+
+
+def test_an_announcement_of_a_create_is_read_in_every_form_that_it_has_had(tmp_path: Path) -> None:
+    known = state.announced(str(RECORDED[0] / "pod"), "c1")
+    assert known is not None
+    assert (known.bundle, known.cgroups_path, known.pid) == ("/tmp/door/bundles/c1", "/mnr-1/c1", 0)
+    Path(state.make_directory(str(tmp_path), "c1", traversable=False), ".create").write_text(
+        '["/b", "/p", {"novel": 1}]'
+    )
+    later = state.announced(str(tmp_path), "c1")
+    assert later is not None
+    assert (later.bundle, later.cgroups_path) == ("/b", "/p")
 
 
 def changed(root: Path, **fields: object) -> None:

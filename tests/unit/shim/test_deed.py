@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from pathlib import Path
@@ -109,3 +110,20 @@ def test_the_claim_comes_before_the_socket_and_only_for_who_gets_it(tmp_path: Pa
     assert listener is not None
     assert seen == [False]
     listener.close()
+
+
+def test_the_note_of_an_earlier_version_is_read_and_what_a_later_one_says_besides_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    recorded = Path(__file__).parents[2] / "recorded/0.1.0/pod"
+    found = deed.read(str(recorded))
+    assert found is not None
+    assert (found.pid, found.id, found.namespace, found.bundle) == (
+        4194304,
+        "c1",
+        "test",
+        "/tmp/door/bundles/c1",
+    )
+    told = json.loads((recorded / deed.NOTE).read_text())
+    (tmp_path / deed.NOTE).write_text(json.dumps({**told, "novel": [1]}))
+    assert deed.read(str(tmp_path)) == found

@@ -183,24 +183,28 @@ def test_a_bundle_that_is_gone_needs_no_note(pod: Path) -> None:
 # --- what another version has left ---
 
 
-RECORDED = Path(__file__).parents[2] / "recorded/0.1.0"
+RECORDED = sorted((Path(__file__).parents[2] / "recorded").iterdir())
 
 
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.name)
 @pytest.mark.parametrize(("container_id", "code"), [("c1", 137), ("c2", 3)])
-def test_what_manor_0_1_left_is_removed_and_its_exits_are_known(
-    tmp_path: Path, opened: list[str], container_id: str, code: int
+def test_what_earlier_versions_left_is_removed_and_its_exits_are_known(
+    tmp_path: Path, opened: list[str], recorded: Path, container_id: str, code: int
 ) -> None:
-    shutil.copytree(RECORDED / "pod", tmp_path / "pod")
+    shutil.copytree(recorded / "pod", tmp_path / "pod")
     remains = Remains(str(tmp_path / "pod"), SimpleNamespace())  # type: ignore[arg-type]
     ended = remains.remove_all(container_id, "/tmp/door/bundles/" + container_id)
     assert (ended.container, ended.code, ended.pid) == (container_id, code, 4194304)
     assert remains.warnings == []
-    assert opened == ["mnr-1/c1", "mnr-1/c2"]
+    assert [path.strip("/") for path in opened] == ["mnr-1/c1", "mnr-1/c2"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_note_that_manor_0_1_left_is_the_answer(tmp_path: Path, opened: list[str]) -> None:
-    shutil.copy(RECORDED / "manor-exit.json", tmp_path / "manor-exit.json")
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.name)
+def test_a_note_that_an_earlier_version_left_is_the_answer(
+    tmp_path: Path, opened: list[str], recorded: Path
+) -> None:
+    shutil.copy(recorded / "manor-exit.json", tmp_path / "manor-exit.json")
     remains = Remains(str(tmp_path / "pod"), SimpleNamespace())  # type: ignore[arg-type]
     assert remains.remove_all("c2", str(tmp_path)).code == 3
 

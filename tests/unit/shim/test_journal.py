@@ -19,7 +19,7 @@ from shim.loop import Loop
 from tests.unit.shim.loops import drive
 
 NOW_NS = 1_700_000_000_123_456_789
-RECORDED = Path(__file__).parents[2] / "recorded/0.1.0"
+RECORDED = sorted((Path(__file__).parents[2] / "recorded").iterdir())
 
 
 def entry(number: int = 0, container: str = "c1", exec_id: str = "", oom: Oom | None = None) -> Exit:
@@ -99,14 +99,18 @@ def test_a_damaged_line_spares_the_others(tmp_path: Path, damage: bytes) -> None
 # --- other versions ---------------------------------------------------------------------------------------
 
 
-def test_what_manor_0_1_wrote_is_read() -> None:
-    ended, killed = read(str(RECORDED / "pod"))
-    assert ended == Exit("c2", "", 4194304, 3818885, 3, 0, 1795348474294407388)
-    assert killed == Exit("c1", "e1", 4194304, 3818887, 137, 9, 1795348474305556161)
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.name)
+def test_what_earlier_versions_wrote_is_read(recorded: Path) -> None:
+    ended, killed = read(str(recorded / "pod"))
+    assert (ended.container, ended.exec_id, ended.pid, ended.code, ended.signal) == ("c2", "", 4194304, 3, 0)
+    assert (killed.container, killed.exec_id, killed.code, killed.signal) == ("c1", "e1", 137, 9)
+    assert killed.start_time > ended.start_time > 0
+    assert killed.exited_at > ended.exited_at > NOW_NS
 
 
-def test_a_shim_goes_on_in_a_journal_of_0_1(tmp_path: Path) -> None:
-    (tmp_path / "@exits").write_bytes((RECORDED / "pod/@exits").read_bytes())
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda path: path.name)
+def test_a_shim_goes_on_in_the_journal_of_an_earlier_version(tmp_path: Path, recorded: Path) -> None:
+    (tmp_path / "@exits").write_bytes((recorded / "pod/@exits").read_bytes())
     successor = Journal(str(tmp_path), Log("", "test"))
     successor.append(entry(3))
     successor.close()

@@ -55,8 +55,8 @@ def test_it_runs_from_the_bundle_alone(code: Path) -> None:
 
 
 def test_a_source_that_has_changed_goes_before_it(code: Path) -> None:
-    help_text = code / "runtime" / "cli" / "help.py"
-    help_text.write_text(help_text.read_text().replace('VERSION = "', 'VERSION = "changed '))
+    source = code / "runtime" / "version.py"
+    source.write_text(source.read_text().replace('VERSION = "', 'VERSION = "changed '))
     assert run(code, "--version").stdout.startswith("manor-oci version changed ")
 
 
