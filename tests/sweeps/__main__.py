@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -30,11 +31,13 @@ BUNDLE = re.compile(r"io\.containerd\.runtime\.v2\.task/[^/]+/([^/]+)$")
 def main() -> int:
     """The exit code says whether nothing was wrong."""
     sys.setswitchinterval(0.0005)  # marks are short
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # and everything with it
     parser = argparse.ArgumentParser(prog="python -m tests.sweeps")
     parser.add_argument("--containerd", default=VERSIONS[-1], choices=VERSIONS)
     parser.add_argument("--handlers", default="manor,manor-pods")
     parser.add_argument("--kills", default="containerd=2,warden=2,shim=4", help="how many of what")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no round after that")
     parser.add_argument(
         "--json", type=Path, help="where the result goes, besides stdout; containerd's log, too"
     )
@@ -53,7 +56,7 @@ def main() -> int:
         venv.write_commands(VENV / "bin" / "python")
         world = World(given.containerd, handlers, registry, report)
         try:
-            world.whole_pods = given.whole_pods
+            world.whole_pods, world.until = given.whole_pods, time.monotonic() + given.minutes * 60
             sweep(world, kills, given.seed)
         finally:
             if given.json:

@@ -36,7 +36,7 @@ class ContainerdSweep:
         """All of it."""
         self._load.start()
         try:
-            for number in range(kills):
+            for number in self._world.rounds(kills):
                 self._world.report.round = f"containerd {number}"
                 try:
                     self._round()
@@ -167,7 +167,7 @@ class WardenSweep:
         """All of it."""
         self._load.start()
         try:
-            for number in range(kills):
+            for number in self._world.rounds(kills):
                 mark = self.marks[number % len(self.marks)]
                 self._world.report.round = f"warden {number} ({mark})"
                 try:
@@ -215,6 +215,7 @@ class WardenSweep:
         elif mark == "starting":
             if warden:
                 os.kill(warden, signal.SIGKILL)
+                self._world.report.count("kills of the warden (so that another starts)")
                 eventually(lambda: warden_of(node.run_dir) != warden)
             # Whoever brings up the next one may be of the load: there is always somebody.
             return wait_for_warden(node.run_dir, Underway(lambda: time.sleep(2)))

@@ -13,7 +13,7 @@ from cri.client import CriError
 from tests.harness.handlers import is_manor
 from tests.sweeps import subjects
 from tests.sweeps.subjects import Subject
-from tests.sweeps.world import PRIVATE, SHARED, Disturbed, World, lives
+from tests.sweeps.world import Disturbed, World, lives
 
 OOM_BYTES = 24 << 20
 EATS = ["/bin/busybox", "dd", "if=/dev/zero", "of=/dev/null", "bs=96M", "count=1"]
@@ -200,7 +200,7 @@ class Load:
     def _one_pod(self, chance: random.Random) -> None:
         """A pod from run to remove."""
         world, name = self._world, self._world.fresh("pod")
-        message = world.pod_message(name, chance.choice((PRIVATE, SHARED)))
+        message = world.pod_message(name, chance.choice(world.kinds_of_pods()))
         world.living.add(name)
         try:
             with world.sure(f"pod {name}"):

@@ -26,7 +26,7 @@ from tests.sweeps import subjects
 from tests.sweeps.load import LISTS_LIMIT_S, Load, Steady, wait_for_exit, wait_for_lists
 from tests.sweeps.marks import Underway, children, wait_for_child, wait_for_stage, warden_of
 from tests.sweeps.subjects import Subject
-from tests.sweeps.world import LIMIT_S, PRIVATE, SHARED, World, lives
+from tests.sweeps.world import LIMIT_S, MAPPED, World, lives
 
 KILLED = 137
 TASKS = (
@@ -93,7 +93,7 @@ class ShimSweep:
     # What of the pod is under way when its shim is killed.
     marks: tuple[str, ...] = (
         *("random", "0:CREATE", "exec 1:INTER", "record", "delete", "random", "created", "exec 2:INIT"),
-        *("start", "stop", "0:POD", "forked"),
+        *("start", "stop", "0:POD", "forked", "0:LAYERS"),
     )
     reference_marks: tuple[str, ...] = ("random", "start", "delete", "stop")
 
@@ -110,18 +110,24 @@ class ShimSweep:
         kinds, marks = [*self._world.handlers, TASKS], self.marks
         if not all(map(is_manor, self._world.handlers)):
             kinds, marks = self._world.handlers, self.reference_marks
+        if MAPPED not in self._world.kinds_of_pods():
+            marks = tuple(mark for mark in marks if mark != "0:LAYERS")
         self._load.start()
         try:
-            for number in range(kills):
+            for number in self._world.rounds(kills):
                 mark = marks[number % len(marks)]
                 kind = kinds[(number + number // len(marks)) % len(kinds)]
                 if mark == "0:POD":
                     kind = self._world.handlers[-1]
+                if mark == "0:LAYERS" and kind == TASKS:
+                    kind = self._world.handlers[0]
                 self._world.report.round = f"shim {number} ({mark}, {kind})"
                 try:
                     self._round(kind, mark)
                 except Exception as error:
                     self._world.report.is_wrong(f"round: {error!r}")
+                    self._world.living -= {name for name in self._world.living if name.startswith("victim")}
+                    self._world.remove_pods_of_nobody()
         finally:
             self._load.stop()
             self._heard.close()
@@ -131,7 +137,7 @@ class ShimSweep:
         if mark in ("0:POD", "forked"):
             self._kill_at_birth(world.handlers[0] if kind == TASKS else kind, mark)
             return
-        victim = self._tasks() if kind == TASKS else self._pod(kind)
+        victim = self._tasks() if kind == TASKS else self._pod(kind, mark)
         self._underway = []
         getattr(self, f"_at_{_method(mark)}")(victim, mark)
         since = time.monotonic()
@@ -151,11 +157,12 @@ class ShimSweep:
 
     # --- the pod -----------------------------------------------------------------------------------
 
-    def _pod(self, handler: str) -> Victim:
+    def _pod(self, handler: str, mark: str) -> Victim:
         world, chance = self._world, self._chance
         victim = Victim(handler, world.fresh("victim"))
         world.living.add(victim.name)
-        message = world.pod_message(victim.name, chance.choice((PRIVATE, SHARED)))
+        pids = MAPPED if mark == "0:LAYERS" else chance.choice(world.kinds_of_pods())
+        message = world.pod_message(victim.name, pids)
         victim.pod, victim.message = world.cri.run_pod(message, handler), message
         world.report.count("pods")
         for lifetime in (0, 0, 1):
@@ -218,8 +225,11 @@ class ShimSweep:
         time.sleep(self._chance.uniform(0, 0.2))
         self._kill(victim)
 
-    def _at_0_create(self, victim: Victim, _mark: str) -> None:
-        wait_for_stage(victim.shim, "0:CREATE", self._start(victim))
+    def _at_0_layers(self, victim: Victim, mark: str) -> None:
+        self._at_0_create(victim, mark)
+
+    def _at_0_create(self, victim: Victim, mark: str) -> None:
+        wait_for_stage(victim.shim, mark, self._start(victim))
         time.sleep(self._chance.uniform(0, 0.01))
         self._kill(victim)
 
@@ -270,7 +280,7 @@ class ShimSweep:
     def _kill_at_birth(self, handler: str, mark: str) -> None:
         """A shim that was just forked, or makes the namespaces of its pod: the pod's start fails, and nothing else."""
         world, name = self._world, self._world.fresh("unborn")
-        message = world.pod_message(name, self._chance.choice((PRIVATE, SHARED)))
+        message = world.pod_message(name, self._chance.choice(world.kinds_of_pods()))
         world.living.add(name)
         self._load.hold()  # its shims are born of the same warden
         try:

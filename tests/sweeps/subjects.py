@@ -75,7 +75,8 @@ def create(
     words = command or told(code, count, lifetime_ms, interval_ms)
     config = container_config(name, BUSYBOX, words, log_path=f"{name}.log")
     config.mounts.append(api.Mount(container_path="/sweep", host_path=str(world.shared)))
-    config.linux.security_context.namespace_options.pid = message.linux.security_context.namespace_options.pid
+    modes = message.linux.security_context.namespace_options
+    config.linux.security_context.namespace_options.CopyFrom(modes)
     config.linux.resources.memory_limit_in_bytes = memory_bytes
     epoch = world.epoch
     found = world.cri.create(pod, config, message)

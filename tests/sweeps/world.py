@@ -33,6 +33,8 @@ NAMESPACE = "k8s.io"
 LIMIT_S = 120.0
 CALL_LIMIT_S = 60.0
 PRIVATE, SHARED = "CONTAINER", "POD"  # PIDs
+MAPPED = "MAPPED"  # private ones, in a user namespace of the pod's own
+HOST_IDS, IDS = 200_000, 65_536
 
 
 class Disturbed(Exception):
@@ -51,11 +53,12 @@ class World:
         self.directory = self.node.instance.directory
         self.shared = self.directory / "sweep"  # is /sweep in every container
         self.shared.mkdir()
+        self.shared.chmod(0o777)  # for whoever is root in a user namespace
         (self.shared / "teller").write_bytes(images.compile_static("teller"))
         (self.shared / "teller").chmod(0o755)
-        self.whole_pods = (
-            False  # hold the load's pods while containerd is killed: a shim unknown to it stays a minute
-        )
+        self.until = float("inf")  # no round begins later, by time.monotonic()
+        # Whether none is half made when containerd is killed: its shim, of which nobody knows, would stay for a minute.
+        self.whole_pods = False
         self.epoch = 0  # odd while containerd is dead or has not come back
         self._lock = threading.Lock()
         self._serial = itertools.count()
@@ -75,6 +78,10 @@ class World:
         """A name that nobody has."""
         with self._lock:
             return f"{kind}-{next(self._serial)}"
+
+    def rounds(self, number: int) -> Iterator[int]:
+        """So many, or as many as there is time for."""
+        return itertools.takewhile(lambda _number: time.monotonic() < self.until, range(number))
 
     # --- disturbances ------------------------------------------------------------------------------
 
@@ -119,8 +126,16 @@ class World:
         parent = self.node.instance.cgroup_parent
         message = pod_config(name, log_directory=str(self.directory / "logs" / name), cgroup_parent=parent)
         message.hostname = name
-        message.linux.security_context.namespace_options.pid = api.NamespaceMode.Value(pids)
+        modes = message.linux.security_context.namespace_options
+        modes.pid = api.NamespaceMode.Value(PRIVATE if pids == MAPPED else pids)
+        if pids == MAPPED:
+            ids = api.IDMapping(host_id=HOST_IDS, container_id=0, length=IDS)
+            modes.userns_options.CopyFrom(api.UserNamespace(mode=api.POD, uids=[ids], gids=[ids]))
         return message
+
+    def kinds_of_pods(self) -> tuple[str, ...]:
+        """What `pod_message` can be asked for here."""
+        return (PRIVATE, SHARED) if self.node.version == "1.6" else (PRIVATE, SHARED, MAPPED)
 
     def pods_of_nobody(self) -> list[str]:
         """The ids of pods that nobody uses any more."""
