@@ -16,7 +16,7 @@ from tests.sweeps.load import LISTS_LIMIT_S, Load, Steady, end_task, execute, wa
 from tests.sweeps.marks import Underway, children, wait_for_child, wait_for_warden, warden_of
 from tests.sweeps.shims import ShimSweep
 from tests.sweeps.subjects import Subject
-from tests.sweeps.world import World, lives
+from tests.sweeps.world import Disturbed, World, lives
 
 # --- containerd ----------------------------------------------------------------------------------------
 
@@ -40,6 +40,8 @@ class ContainerdSweep:
                 self._world.report.round = f"containerd {number}"
                 try:
                     self._round()
+                except Disturbed:
+                    pass
                 except Exception as error:
                     self._world.report.is_wrong(f"round: {error!r}")
                     if self._world.epoch % 2:
@@ -60,7 +62,8 @@ class ContainerdSweep:
 
     def _kill_once(self) -> None:
         world, chance = self._world, self._chance
-        batch = [each for home in self._steady for each in self._batch(home)]
+        with world.sure("containers that will end"):
+            batch = [each for home in self._steady for each in self._batch(home)]
         tasks = [each for each in batch if each.sink]
         for each in batch:
             each.wait_until_it_speaks()

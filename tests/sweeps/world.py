@@ -32,6 +32,8 @@ from tests.sweeps.report import Report
 NAMESPACE = "k8s.io"
 LIMIT_S = 120.0
 CALL_LIMIT_S = 60.0
+# containerd's snapshotter gives out a number again whose directory it had made when it was killed.
+HALF_MADE = "failed to rename"
 PRIVATE, SHARED = "CONTAINER", "POD"  # PIDs
 MAPPED = "MAPPED"  # private ones, in a user namespace of the pod's own
 HOST_IDS, IDS = 200_000, 65_536
@@ -75,9 +77,9 @@ class World:
         return self._cri
 
     def fresh(self, kind: str) -> str:
-        """A name that nobody has."""
+        """A name that nobody has: runc's own state is below /run, for all of the machine."""
         with self._lock:
-            return f"{kind}-{next(self._serial)}"
+            return f"{kind}-{self.node.instance.id}-{next(self._serial)}"
 
     def rounds(self, number: int) -> Iterator[int]:
         """So many, or as many as there is time for."""
@@ -96,6 +98,9 @@ class World:
         self.node.start()
         before, self._cri = self._cri, self._client()
         before.close()
+        self._cri.wait_until_ready(
+            LIMIT_S
+        )  # gRPC remembers for a second that nobody was there, for all its channels
         self.epoch += 1
         return time.monotonic() - began
 
@@ -111,7 +116,11 @@ class World:
             ValueError,
             subprocess.SubprocessError,
         ) as error:  # ValueError: closed
-            if epoch % 2 == 0 and self.epoch == epoch:
+            if HALF_MADE in str(error) and self.epoch:
+                self.report.note(
+                    "snapshots that containerd was making when it was killed, and could not make later"
+                )
+            elif epoch % 2 == 0 and self.epoch == epoch:
                 self.report.is_wrong(f"{what}: {error}")
             raise Disturbed(what) from error
 
