@@ -13,6 +13,7 @@ import pytest
 from manor import leaks, ps
 from tests.e2e.conftest import Node
 from tests.harness.crictl import Crictl
+from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.manor_only("it is Manor's own ledger")
 LIMIT_S = 60.0
@@ -48,7 +49,7 @@ def test_a_killed_shims_pod_is_gone_from_the_ledger(
     os.kill(shim, signal.SIGKILL)
     crictl.wait_for(container, "CONTAINER_EXITED", 30)
     await_nothing_left(node, pod)
-    assert [each for each in ps.look(str(node.containerd.run_dir), LIMIT_S) if each.pod == pod] == []
+    eventually(lambda: pod not in [each.pod for each in ps.look(str(node.containerd.run_dir), LIMIT_S)])
 
 
 def test_a_shim_killed_in_the_middle_of_a_create_leaves_nothing(
