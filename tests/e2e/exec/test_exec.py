@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.harness.crictl import Crictl
+from tests.harness.waiting import eventually
 
 
 @pytest.mark.parametrize("sync", [True, False], ids=["sync", "stream"])
@@ -127,6 +128,19 @@ def test_a_probe_that_takes_too_long_is_ended(crictl: Crictl, container: str) ->
     while "sleep 60" in crictl.execute(container, "ps").stdout and time.monotonic() < deadline:
         time.sleep(0.1)
     assert "sleep 60" not in crictl.execute(container, "ps").stdout
+
+
+@pytest.mark.manor_only("runc's shim ends the process that it knows, and no other")
+def test_and_so_is_all_that_it_has_started(crictl: Crictl, container: str) -> None:
+    forks = "setsid sh -c 'setsid sleep 1061 &'; sleep 1062"
+    result = crictl.run("exec", "-s", "--timeout", "1", container, "sh", "-c", forks, check=False)
+    assert result.code != 0
+
+    def left() -> str:
+        return crictl.execute(container, "ps").stdout
+
+    eventually(lambda: not any(text in left() for text in ("sleep 1061", "sleep 1062")))
+    assert "sleep 1000" in left()
 
 
 def test_sixteen_execs_at_once_keep_their_codes_and_output_apart(crictl: Crictl, container: str) -> None:
