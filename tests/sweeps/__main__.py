@@ -27,6 +27,8 @@ LEFT_LIMIT_S = 100.0
 # pid it keeps for good, whatever the runtime.
 BUNDLE = re.compile(r"io\.containerd\.runtime\.v2\.task/[^/]+/([^/]+)$")
 
+NETNS = "/io.containerd.grpc.v1.cri/netns/"
+
 
 def main() -> int:
     """The exit code says whether nothing was wrong."""
@@ -100,6 +102,10 @@ def check_leaks(world: World, before: leaks.Inventory) -> None:
         bundle = BUNDLE.search(thing)
         if bundle is not None and world.epoch and bundle[1].startswith("."):
             world.report.note("bundles that containerd was removing when it was killed, and forgot")
+        elif world.epoch and NETNS in thing:
+            world.report.note(
+                "names of network namespaces that containerd had made for no pod yet when it was killed"
+            )
         elif bundle is not None and bundle[1] in world.cut_off:
             world.report.note("bundles of a start that failed when its shim died, which containerd forgot")
         else:
