@@ -20,7 +20,8 @@ Its loop, and its door:
     loop tasks                     one epoll, one thread; drives the runtime's generators
     ttrpc/                         frames and connections without I/O; a small client
     api/                           the messages, and the codec for them
-    server streams errors          calls to handlers, answers back; calls that stream; how a failure is told
+    server callers                 who is connected, calls to handlers, answers back; the bounds of all callers
+    open_calls streams errors      calls that take a while; calls that stream; how a failure is told
     task_service                   containerd's Task API, a few lines a method
     sandbox_service log_service    its Sandbox API, for pods that are left to us; the calls about container logs
     ps_service                     all that the pod has, in one answer, for `manor ps`

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from runtime.cgroups.layout import Layout
     from runtime.container import Host
     from shim.bootstrap import Bootstrap
+    from shim.open_calls import Method
     from shim.options import Handler
-    from shim.server import Method
     from shim.start_request import StartRequest
     from shim.streams import StreamMethod
     from shim.tasks import Steps

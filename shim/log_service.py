@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shim.api import logs
 from shim.api.types import Empty
-from shim.server import Method
+from shim.open_calls import Method
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

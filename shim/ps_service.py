@@ -7,8 +7,8 @@ import time
 
 from runtime import state
 from shim.api import ps
+from shim.open_calls import Method
 from shim.process import CREATED
-from shim.server import Method
 from shim.version import VERSION
 
 TYPE_CHECKING = False

@@ -12,15 +12,15 @@ from runtime.spec.json import dump
 from shim.api import sandbox as api
 from shim.api.types import Platform, timestamp
 from shim.errors import already_exists, not_found
+from shim.open_calls import Method
 from shim.pod_plan import plan_pod
 from shim.sandbox import READY, Sandbox
-from shim.server import Method
 from shim.version import RUNTIME_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from shim.open_calls import Handler
     from shim.pod import Pod
-    from shim.server import Handler
     from shim.tasks import Steps
     from shim.ttrpc.connection import Call
 

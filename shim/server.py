@@ -2,61 +2,54 @@
 
 Only a peer with our own uid and gid is let in. A connection that sends faster than it reads its answers,
 or has too many calls open, is not read from until it has caught up, so what it can make us hold is
-bounded. What the methods do is the services' business; what the bytes mean is `ttrpc`'s.
+bounded; what all of them can is `callers`' business. What the methods do is the services'; what the bytes
+mean is `ttrpc`'s.
 """
 
 from __future__ import annotations
 
 import _socket
+import gc
 import os
 from _struct import Struct
 
-from runtime.record import Record
+from runtime.linux.image import trim_heap
+from runtime.record import replace
 from shim.api.codec import decode, encode
 from shim.api.message import Message
 from shim.api.ttrpc import Status
+from shim.callers import FREE_BYTES, Callers
 from shim.errors import is_a_bug, status_of
-from shim.log import ERROR, WARNING
+from shim.log import WARNING
 from shim.loop import EPOLLIN, EPOLLOUT
+from shim.open_calls import Method, OpenCall, OpenCalls
 from shim.streams import Stream, StreamMethod
-from shim.tasks import Outcome, spawn
+from shim.tasks import Outcome
 from shim.ttrpc.connection import Call, Refused, ServerConnection, StreamData, StreamGone
 from shim.ttrpc.frames import ProtocolError
 from shim.ttrpc.status import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, unknown_method, unknown_service
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
-    from typing import Any
+    from collections.abc import Mapping
 
     from runtime.linux.fds import OwnedFd
     from shim.log import Log
-    from shim.loop import Loop, Timer
-    from shim.tasks import Task
-
-    Handler = Callable[[Any, Call], Message | Generator[Any, Any, Message]]
+    from shim.loop import Loop
 
 READ_BYTES = 64 * 1024
-# containerd has one connection a container and one open Wait a process.
-MAX_CONNECTIONS = 512
+ACCEPTS_PER_TURN = 16
 MAX_OPEN_CALLS = 512  # that do something: they end by themselves, and more are read then
-MAX_OPEN_WAITS = 4096  # that end when a process does: more are refused, or nobody could ask for its end
+# One for each process, for as long as it lives: more are refused, or nobody could ask for its end.
+MAX_OPEN_WAITS = 4096
 MAX_STREAMS = 64  # of one connection; containerd has one connection a stream
 MAX_UNSENT_BYTES = 8 << 20
+# What a call takes that waits for its turn, besides what it brings.
+CALL_BYTES = 512
+# A crowd that is turned away makes one line of the log in that time.
+QUIET_S = 1.0
 
 _CREDENTIALS = Struct("iII")  # struct ucred: pid, uid, gid
-
-
-class Method(Record):
-    """What a method takes and who does it. An answer that is a generator is driven on the loop.
-
-    `abandon`: it only waits for something, and is called off when its caller goes away. All others are
-    finished, whoever is left to hear of it.
-    """
-
-    request: type[Message]
-    handler: Handler
-    abandon: bool = False
 
 
 class Server:
@@ -74,7 +67,9 @@ class Server:
         self.log = log
         self._listener = _socket.socket(fileno=listener.release())
         self._listener.setblocking(False)
-        self._connections: set[Connection] = set()
+        self.callers = Callers(self._note, self._relieved)
+        self.open_calls = OpenCalls(self.callers.count_calls)
+        self._notes = 0  # since the last line of the log
         self._deserted: Outcome | None = None
         self._listen()
 
@@ -83,36 +78,60 @@ class Server:
 
     def _accept(self, _events: int) -> None:
         try:
-            fd, _address = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+            for _ in range(ACCEPTS_PER_TURN):
+                fd, _address = self._listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+                self._let_in(_socket.socket(fileno=fd))
         except BlockingIOError:
             return
-        except OSError as error:  # out of descriptors: no new callers until there are some
-            self.log.write(ERROR, f"accept: {error.strerror}")
-            self.loop.unwatch(self._listener.fileno())
-            self.loop.call_later(1.0, self._listen)
-            return
-        peer = _socket.socket(fileno=fd)
+        except OSError as error:  # out of descriptors
+            if not self.callers.drop_silent(
+                f"accept: {error.strerror}"
+            ):  # no new callers until there are some
+                self._note(f"accept: {error.strerror}")
+                self.loop.unwatch(self._listener.fileno())
+                self.loop.call_later(1.0, self._listen)
+
+    def _let_in(self, peer: _socket.socket) -> None:
         _pid, uid, gid = _CREDENTIALS.unpack(
             peer.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size)
         )
-        if (uid, gid) != (os.geteuid(), os.getegid()) or len(self._connections) >= MAX_CONNECTIONS:
-            self.log.write(WARNING, f"a connection of uid {uid} gid {gid} was refused")
+        if (uid, gid) != (os.geteuid(), os.getegid()):
+            self._note(f"a connection of uid {uid} gid {gid} was refused")
             peer.close()
-            return
-        peer.setblocking(False)
-        self._connections.add(Connection(self, peer))
+        elif not self.callers.has_room():
+            self._note(f"a connection was refused: there are {len(self.callers)} others")
+            peer.close()
+        else:
+            peer.setblocking(False)
+            self.callers.join(Connection(self, peer))
+
+    def _note(self, text: str) -> None:
+        """Log what may come in crowds: the first, and how many more there were when it is quiet again."""
+        if not self._notes:
+            self.log.write(WARNING, text)
+            self.loop.call_later(QUIET_S, self._note_others)
+        self._notes += 1
+
+    def _note_others(self) -> None:
+        others, self._notes = self._notes - 1, 0
+        if others:
+            self._note(f"{others} more of what was logged last")
+
+    def _relieved(self) -> None:
+        """Much that was held is not any more: give the memory back, when those who come now have been served."""
+        self.loop.call_later(QUIET_S, _give_back)
 
     def forget(self, connection: Connection) -> None:
         """Called by a connection that has ended."""
-        self._connections.discard(connection)
-        if self._deserted is not None and not self._connections and not self._deserted.done:
+        self.callers.leave(connection)
+        if self._deserted is not None and not self.callers and not self._deserted.done:
             self._deserted.set()
 
     def deserted(self) -> Outcome:
         """Set once nobody is connected; what was true then may not be so any more for who is told."""
         if self._deserted is None or self._deserted.done:
             self._deserted = Outcome()
-        if not self._connections:
+        if not self.callers:
             self._deserted.set()
         return self._deserted
 
@@ -121,8 +140,13 @@ class Server:
         if self.loop.is_watched(self._listener.fileno()):
             self.loop.unwatch(self._listener.fileno())
         self._listener.close()
-        for connection in list(self._connections):
+        for connection in self.callers.all():
             connection.close()
+
+
+def _give_back() -> None:
+    gc.collect()  # takes the interpreter's free lists as well, each of which keeps whole pools of memory
+    trim_heap()
 
 
 class Connection:
@@ -141,6 +165,8 @@ class Connection:
         self._calls: dict[int, OpenCall] = {}
         self._waits = 0
         self._events = 0
+        self._arrived_bytes = 0
+        self.held = 0  # `callers`
         self._unheard = False  # nobody reads what we send
         self._short_of_room = False
         self.closed = False
@@ -183,10 +209,19 @@ class Connection:
                 self.send(event.reply)
             else:
                 self._arrived.append(event)
+                self._arrived_bytes += _size(event)
         if self._arrived:
             self._begin_next()
         elif not self.closed:
             self._rearm()
+        self._account()
+
+    def _account(self) -> None:
+        """Have what is held for this caller counted, which may be the end of it."""
+        if not self.closed:
+            held = len(self._unsent) + self._arrived_bytes + self.protocol.held
+            if held != self.held:
+                self._server.callers.hold(self, held)
 
     def send(self, data: bytes) -> None:
         """Send bytes, now or as soon as there is room."""
@@ -214,6 +249,7 @@ class Connection:
             self._loop.call_soon(self._tell_of_room)
         self._begin_soon()
         self._rearm()
+        self._account()
 
     # --- calls -------------------------------------------------------------------------------------
 
@@ -228,6 +264,8 @@ class Connection:
         if self.closed or not self._arrived:
             return
         event = self._arrived.pop(0)
+        self._arrived_bytes -= _size(event)
+        self._server.callers.has_called(self)
         if isinstance(event, Call):
             self._begin(event)
         else:
@@ -246,21 +284,32 @@ class Connection:
         if isinstance(method, StreamMethod):
             self._open_stream(call, method)
             return
-        if method.abandon and self._waits >= MAX_OPEN_WAITS:
-            self._fail(call.stream_id, Status(RESOURCE_EXHAUSTED, f"{self._waits} calls wait already"))
+        if excess := self._excess(call, method):
+            self._fail(call.stream_id, Status(RESOURCE_EXHAUSTED, excess))
             return
+        size = len(call.payload)
         try:
-            answer = method.handler(decode(method.request, call.payload), call)
+            message = decode(method.request, call.payload)
+            if size > FREE_BYTES:
+                call = replace(call, payload=b"")  # for as long as the call is open, once is enough
+            answer = method.handler(message, call)
         except Exception as error:
             self.answer(call.stream_id, None, error)
             return
         if isinstance(answer, Message):
             self.answer(call.stream_id, answer, None)
             return
-        open_call = OpenCall(self, call, method.abandon)
+        open_call = OpenCall(self._server.open_calls, call, method.abandon, size, self.answer)
         self._calls[call.stream_id] = open_call
         self._waits += method.abandon
-        open_call.run(answer)
+        open_call.run(self._loop, answer)
+
+    def _excess(self, call: Call, method: Method) -> str:
+        """What there is too much of for this call to be begun; "" if there is not."""
+        if method.abandon and self._waits >= MAX_OPEN_WAITS:
+            return f"{self._waits} calls wait already"
+        large = len(call.payload) > FREE_BYTES
+        return self._server.open_calls.excess(method.abandon, large)
 
     def answer(self, stream_id: int, message: Message | None, error: Exception | None) -> None:
         """Send what a call came to."""
@@ -351,6 +400,8 @@ class Connection:
         for event in arrived:
             if isinstance(event, StreamData):
                 self._hear(event)
+        self._arrived_bytes = 0
+        self.protocol = ServerConnection()  # with what has come of half a message
         self._server.forget(self)
         calls, self._calls = self._calls, {}
         for open_call in calls.values():
@@ -360,40 +411,7 @@ class Connection:
             stream.listener.gone()
 
 
-class OpenCall:
-    """A call whose handler has to wait, with the time that the caller gives it."""
-
-    __slots__ = ("_call", "_connection", "_deadline", "_task", "_timed_out", "waits")
-
-    def __init__(self, connection: Connection, call: Call, waits: bool) -> None:
-        self._connection = connection
-        self._call = call
-        self.waits = waits
-        self._deadline: Timer | None = None
-        self._task: Task | None = None
-        self._timed_out = False
-
-    def run(self, generator: Generator[Any, Any, Message]) -> None:
-        """Drive the handler, and hold it to the deadline."""
-        loop = self._connection._loop  # noqa: SLF001 - a part of the connection, kept apart for its size
-        self._task = spawn(loop, generator, self._finished)
-        if self._call.timeout_ns > 0 and not self._task.done:
-            self._deadline = loop.call_later(self._call.timeout_ns / 1e9, self._time_is_up)
-
-    def abandon(self) -> None:
-        """Nobody waits for the answer any more."""
-        if self.waits and self._task is not None:
-            self._task.cancel()
-
-    def _time_is_up(self) -> None:
-        """Let the handler undo what it did; the caller is told that it took too long, whatever comes of that."""
-        self._timed_out = True
-        if self._task is not None:
-            self._task.cancel(TimeoutError(f"{self._call.method}: the caller's deadline has passed"))
-
-    def _finished(self, message: Message | None, error: Exception | None) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-        if self._timed_out and error is not None:
-            error = TimeoutError(f"{self._call.method}: deadline exceeded: {error}")
-        self._connection.answer(self._call.stream_id, message, error)
+def _size(event: Call | StreamData) -> int:
+    """What something takes in memory that waits for its turn, more or less."""
+    size = CALL_BYTES + len(event.payload or b"")
+    return size + len(event.service) + len(event.method) if isinstance(event, Call) else size

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NOTE_MARK = "@"
 _SOCKET_NOTE = "@socket"
 _MAX_SOCKET_PATH = 107  # sun_path (unix(7))
-_BACKLOG = 128
+_BACKLOG = 1024  # where it is full, a client in Go is refused at once
 # A shim answers at once; one that is stopped, by a debugger say, is not dead.
 ANSWER_TIMEOUT_S = 2.0
 

@@ -23,15 +23,15 @@ from shim.api.types import (
     pack,
 )
 from shim.errors import unimplemented
-from shim.server import Method
+from shim.open_calls import Method
 from shim.ttrpc.connection import TRACEPARENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.container import Container
+    from shim.open_calls import Handler
     from shim.pod import Pod
     from shim.process import Process
-    from shim.server import Handler
     from shim.tasks import Steps
     from shim.ttrpc.connection import Call
 

@@ -51,6 +51,10 @@ if TYPE_CHECKING:
 
 NAMESPACE = "containerd-namespace-ttrpc"  # metadata: whose containers a call is about
 TRACEPARENT = "traceparent"  # metadata: the caller's span, as W3C Trace Context writes it
+# What a call may bring of metadata, all names and values together: containerd sends a few dozen bytes.
+MAX_METADATA_BYTES = 16 << 10
+# Of the text of a failure, in characters. Some repeat a name that the caller gave, which may be as long as a frame.
+MAX_TEXT = 16 << 10
 
 # What the peer may still do on a stream.
 OPEN = "open"
@@ -135,6 +139,11 @@ class ServerConnection:
         """How many calls have not been answered."""
         return len(self._streams)
 
+    @property
+    def held(self) -> int:
+        """How many bytes have come of what is not whole yet."""
+        return self._reader.held
+
     def receive(self, data: bytes) -> list[Call | StreamData | Refused]:
         """What `data` brings, in order. ProtocolError if it is not ttrpc: close the connection then."""
         events: list[Call | StreamData | Refused] = []
@@ -163,13 +172,12 @@ class ServerConnection:
     def fail(self, stream_id: int, status: Status) -> bytes:
         """The bytes that answer a call with a failure. StreamGone if the call is not open; this ends it.
 
-        A text that no frame can hold is cut: a caller must not wait in vain because too much went wrong.
+        A text of more than MAX_TEXT is cut.
         """
         self._end(stream_id)
-        try:
-            return _response_frame(stream_id, Response(status))
-        except OversizedError:
-            return _response_frame(stream_id, Response(Status(status.code, f"{status.message[:1000]} …")))
+        if len(status.message) > MAX_TEXT:
+            status = Status(status.code, f"{status.message[:MAX_TEXT]} …")
+        return _response_frame(stream_id, Response(status))
 
     def send_data(self, stream_id: int, payload: bytes) -> bytes:
         """The bytes of one message on a stream. StreamGone if it has ended, OversizedError if too large."""
@@ -207,6 +215,10 @@ class ServerConnection:
             request = decode(Request, payload)
         except CodecError as error:
             return self._refuse(frame.stream_id, INVALID_ARGUMENT, f"undecodable request: {error}")
+        metadata = tuple((pair.key, pair.value) for pair in request.metadata)
+        if sum(len(key) + len(value) for key, value in metadata) > MAX_METADATA_BYTES:
+            text = f"metadata of more than {MAX_METADATA_BYTES} bytes"
+            return self._refuse(frame.stream_id, RESOURCE_EXHAUSTED, text)
         remote_open = bool(frame.flags & REMOTE_OPEN)
         self._streams[frame.stream_id] = OPEN if remote_open else HALF_CLOSED
         return Call(
@@ -215,7 +227,7 @@ class ServerConnection:
             request.method,
             request.payload,
             request.timeout_nano,
-            tuple((pair.key, pair.value) for pair in request.metadata),
+            metadata,
             remote_open,
         )
 

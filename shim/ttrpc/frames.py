@@ -70,6 +70,11 @@ class FrameReader:
         self._wanted = HEADER_BYTES  # how much the buffer must hold before looking at it is worth while
         self._discard = 0  # how much is still to come of a payload that is too large
 
+    @property
+    def held(self) -> int:
+        """How many bytes of a frame that is not whole yet have come."""
+        return len(self._buffer)
+
     def receive(self, data: bytes) -> list[Frame]:
         """The frames that `data` completes. ProtocolError if this is not ttrpc: feed it nothing more then."""
         if self._discard:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,15 @@ import pytest
 from runtime.errors import NotFound
 from runtime.linux.fds import OwnedFd
 from runtime.waiting import Sleep
-from shim import server
+from shim import callers, open_calls, server
 from shim.api.codec import encode
 from shim.api.task import WaitRequest, WaitResponse
 from shim.api.ttrpc import Request
 from shim.errors import failed_precondition
 from shim.log import Log
 from shim.loop import Loop
-from shim.server import Method, Server
+from shim.open_calls import Method
+from shim.server import Server
 from shim.streams import Stream, StreamMethod
 from shim.tasks import Cancelled, Outcome
 from shim.ttrpc import status
@@ -316,7 +319,7 @@ def test_a_caller_that_reads_no_answers_is_not_read_from_and_costs_bounded_memor
             except BlockingIOError:
                 refused += 1
                 time.sleep(0.01)
-        held = max(len(connection._unsent) for connection in served.server._connections)
+        held = max(caller.held for caller in served.server.callers.all())
         assert 2_000_000 <= held < 4_000_000
         assert polite.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
 
@@ -385,3 +388,101 @@ def test_a_server_knows_when_the_last_caller_has_hung_up(served: Served) -> None
     assert told == []
     second.close()
     eventually(lambda: told == ["deserted"])
+
+
+def raw(path: str) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.settimeout(60)
+    made.connect(path)
+    return made
+
+
+def test_half_frames_of_many_are_held_within_one_limit(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callers, "MAX_HELD_BYTES", 1_000_000)
+    half = struct.pack(">IIBB", 1_000_000, 1, 1, 0) + bytes(300_000)
+    with Client(served.path) as polite:
+        crowd = [raw(served.path) for _ in range(8)]
+        for each in crowd:
+            each.sendall(half)
+        eventually(lambda: len(served.server.callers) == 4)  # the last three, and the polite one
+        assert served.server.callers.held <= 1_000_000
+        assert polite.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+        for each in crowd:
+            each.close()
+    eventually(lambda: not served.server.callers)
+    assert served.server.callers.held == 0
+
+
+def test_who_says_nothing_makes_room_for_another(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callers, "MAX_CALLERS", 4)
+    with Client(served.path) as known:
+        assert known.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+        crowd = [raw(served.path) for _ in range(100)]
+        assert served.ask("AtOnce").exit_status == 7
+        assert known.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+        for each in crowd:
+            each.close()
+    assert len(served.log.read_bytes().splitlines()) <= 10
+
+
+def test_what_open_calls_have_brought_is_not_kept(served: Served) -> None:
+    padded = encode(WaitRequest()) + b"\xfa\x7f\xa0\x8d\x06" + bytes(100_000)  # a field that nobody knows
+    with Client(served.path) as client:
+        client.begin(SERVICE, "Wait", padded)
+        client.begin(SERVICE, "Later", encode(WaitRequest(exec_id="60")))
+        eventually(lambda: served.server.open_calls.waits and served.server.open_calls.others)
+        (caller,) = served.server.callers.all()
+        assert isinstance(caller, server.Connection)
+        assert [len(each._call.payload) for each in caller._calls.values()] == [0, 4]
+
+
+def test_too_many_open_calls_of_all_are_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_calls, "MAX_WAITS_OF_ALL", 3)
+    with Client(served.path) as first, Client(served.path) as second:
+        calls = [first.begin(SERVICE, "Wait", encode(WaitRequest())) for _ in range(3)]
+        eventually(lambda: served.server.open_calls.waits == 3)
+        with pytest.raises(RpcError) as failure:
+            second.request(SERVICE, "Wait", WaitRequest(), WaitResponse)
+        assert failure.value.code == status.RESOURCE_EXHAUSTED
+        assert second.request(SERVICE, "Later", WaitRequest(), WaitResponse).exit_status == 8
+        served.loop.call_soon(served.service.event.set)
+        assert second.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+        for call in calls:
+            first.finish(call)
+        assert second.request(SERVICE, "Wait", WaitRequest(), WaitResponse).exit_status == 9
+    assert (served.server.open_calls.waits, served.server.open_calls.others) == (0, 0)
+
+
+def test_too_much_brought_by_open_calls_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_calls, "MAX_CALL_BYTES_OF_ALL", 50_000)
+    large = WaitRequest("x" * 60_000, "0.2")
+    with Client(served.path) as client:
+        first = client.begin(SERVICE, "Later", encode(large))
+        with pytest.raises(RpcError, match="have brought 60"):
+            client.request(SERVICE, "Later", large, WaitResponse)
+        assert client.request(SERVICE, "Later", WaitRequest(), WaitResponse).exit_status == 8
+        client.finish(first)
+        assert client.request(SERVICE, "Later", large, WaitResponse).exit_status == 8
+
+
+def test_what_is_over_goes_at_once_and_not_with_a_collection(served: Served) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        made: list[weakref.ref[object]] = []
+        with Client(served.path) as client:
+            waits = [client.begin(SERVICE, "Wait", encode(WaitRequest())) for _ in range(3)]
+            eventually(lambda: served.server.open_calls.waits == 3)
+            (caller,) = served.server.callers.all()
+            made.append(weakref.ref(caller))
+            assert isinstance(caller, server.Connection)
+            made += [weakref.ref(each._task._generator) for each in caller._calls.values() if each._task]
+            del caller
+            client.request(SERVICE, "Later", WaitRequest(), WaitResponse)
+            assert len(made) == 1 + len(waits)
+        eventually(lambda: served.service.ended.count("abandoned") == 3)
+        eventually(lambda: [each() for each in made] == [None] * 4)
+    finally:
+        gc.enable()

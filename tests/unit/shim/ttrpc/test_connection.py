@@ -156,6 +156,34 @@ def test_a_failure_too_large_for_a_frame_is_told_in_short() -> None:
     assert status_of(server.fail(1, Status(NOT_FOUND, "x" * MAX_PAYLOAD))) == (1, NOT_FOUND)
 
 
+def test_a_long_failure_is_told_in_short() -> None:
+    server = ServerConnection()
+    server.receive(request(1))
+    reply = server.fail(1, Status(NOT_FOUND, "x" * (connection.MAX_TEXT + 1)))
+    assert status_of(reply) == (1, NOT_FOUND)
+    assert len(reply) < connection.MAX_TEXT + 100
+
+
+def test_more_metadata_than_the_limit_is_refused_and_the_connection_stays() -> None:
+    server = ServerConnection()
+    pairs = [KeyValue(f"name-{number}", "x" * 100) for number in range(connection.MAX_METADATA_BYTES // 100)]
+    (event,) = server.receive(request(1, payload=encode(Request("service", "Method", b"", 0, pairs))))
+    assert isinstance(event, Refused)
+    assert event.status.code == RESOURCE_EXHAUSTED
+    (event,) = server.receive(request(3, payload=encode(Request("service", "Method", b"", 0, pairs[:100]))))
+    assert isinstance(event, Call)
+    assert len(event.metadata) == 100
+
+
+def test_what_is_not_whole_yet_is_counted() -> None:
+    server = ServerConnection()
+    whole = request(1)
+    assert (server.held, server.receive(whole[:-1]), server.held) == (0, [], len(whole) - 1)
+    server.receive(whole[-1:])
+    server.receive(oversized(3, REQUEST)[:-1])
+    assert server.held == 0
+
+
 def test_calls_are_independent_and_come_in_order() -> None:
     calls = ServerConnection().receive(request(1) + request(5) + request(7))
     assert [call.stream_id for call in calls] == [1, 5, 7]
