@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=Message)
 
 MAX_DEPTH = 100
-# Elements of all repeated fields and maps in one message. One element may take two bytes on the wire
-# and a hundred times as much in memory; real messages have a few hundred (one per CPU, device or mount).
+# Elements of all repeated fields and maps in one message, fields that it should not have, and fields that come again.
+# One element may take two bytes on the wire and a hundred times as much in memory, and all of them take time; real
+# messages have a few hundred (one per CPU, device or mount).
 MAX_ELEMENTS = 65_536
 
+_MANY = (STRING_MAP, STRINGS, MESSAGES, UINT64S, ENUMS)  # each element counts, the first as well
 _DOUBLE = Struct("<d")
 _NO_BITS = bytes(8)
 _UINT64_MASK = (1 << 64) - 1
@@ -203,8 +205,10 @@ def _read_fields(  # noqa: C901, PLR0912 - every byte goes through this loop, an
         if tag > 0x7F:
             tag, position = _read_tag(data, position - 1)
         field = by_tag.get(tag)
+        if field is not None and field.name in values and field.kind not in _MANY:
+            _spend(budget)
         if field is None:
-            position = _skip(data, position, tag, depth)
+            position = _skip(data, position, tag, depth, budget)
         elif tag & 7 == WIRE_DELIMITED:
             size = data[position]
             position += 1
@@ -212,9 +216,7 @@ def _read_fields(  # noqa: C901, PLR0912 - every byte goes through this loop, an
                 size, position = _read_varint(data, position - 1)
             stop = position + size
             if stop > end:
-                raise CodecError(
-                    f"{kind_of_message.NAME}.{field.name}: {size} bytes announced, {end - position} left"
-                )
+                raise _too_short(kind_of_message, field, size, end - position)
             if field.kind == STRING:
                 values[field.name] = data[position:stop].decode()
             else:
@@ -240,6 +242,10 @@ def _read_fields(  # noqa: C901, PLR0912 - every byte goes through this loop, an
     if position != end:
         raise CodecError(f"{kind_of_message.NAME}: a field passes the end")
     return values
+
+
+def _too_short(kind_of_message: type[Message], field: Field, announced: int, left: int) -> CodecError:
+    return CodecError(f"{kind_of_message.NAME}.{field.name}: {announced} bytes announced, {left} left")
 
 
 def _read_delimited(
@@ -291,7 +297,7 @@ def _build(kind_of_message: type[M], values: dict[str, Any]) -> M:
 def _spend(budget: list[int]) -> None:
     budget[0] -= 1
     if budget[0] < 0:
-        raise CodecError(f"more than {MAX_ELEMENTS} elements")
+        raise CodecError(f"more than {MAX_ELEMENTS} elements, or fields that are unknown or come again")
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:
@@ -327,8 +333,9 @@ def _narrow(number: int, kind: int) -> int:
     return number - (1 << 32) if number >> 31 else number
 
 
-def _skip(data: bytes, position: int, tag: int, depth: int) -> int:
+def _skip(data: bytes, position: int, tag: int, depth: int, budget: list[int]) -> int:
     """The position after the unknown field whose tag was just read. It may pass the end: the caller looks."""
+    _spend(budget)
     if tag < 8:
         raise CodecError("field number 0")
     wire_type = tag & 7
@@ -349,7 +356,7 @@ def _skip(data: bytes, position: int, tag: int, depth: int) -> int:
         inner, position = _read_tag(data, position)
         if inner == tag + 1:
             return position
-        position = _skip(data, position, inner, depth - 1)
+        position = _skip(data, position, inner, depth - 1, budget)
 
 
 class _StringEntry(Message):
