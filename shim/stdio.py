@@ -298,7 +298,9 @@ class Flow:
             self._loop.unwatch(fd.fileno())
             fd.close()
         self.drop_keeper()
-        self._ended()
+        ended, self._ended = self._ended, _nothing
+        del self._move  # of what holds us nothing is held by us any longer
+        ended()
 
 
 class PipeIo:

@@ -118,7 +118,10 @@ class Task:
                 return
             finally:
                 self._running = False
-            value, failure = None, None
+                value, failure = (
+                    None,
+                    None,
+                )  # a failure must not be kept by the frame that its traceback keeps
             if isinstance(wait, Claim):
                 self._claim(wait.pid)
             elif isinstance(wait, Outcome) and wait.done:
@@ -134,8 +137,10 @@ class Task:
 
     def _end(self, value: Any, failure: Exception | None) -> None:
         self.done = True
-        if self._finished is not None:
-            self._finished(value, failure)
+        # Whoever holds this task is held by it no longer: what is over goes at once, and not with a collection.
+        finished, self._finished = self._finished, None
+        if finished is not None:
+            finished(value, failure)
         elif failure is not None and not isinstance(failure, Cancelled):
             self._loop.on_failure(failure)
 

@@ -34,14 +34,16 @@ class FileSync:
     OSError: ENOSYS without the system calls, EAGAIN when the node has too many users of them (fs.aio-max-nr).
     """
 
-    __slots__ = ("_context", "_iocb", "_ready")
+    __slots__ = ("_context", "_event", "_iocb", "_ready")
 
     def __init__(self) -> None:
         context = c_ulong(0)
         syscall("io_setup", _SYS_io_setup, c_long(1), byref(context))
         self._context = context
         self._ready = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        # Made once: each size of a buffer is a class, which is kept as long as one of them is there.
         self._iocb = create_string_buffer(_IOCB.size)
+        self._event = create_string_buffer(_EVENT.size)
 
     def begin(self, fd: int) -> None:
         """Begin to write what `fd`'s file has to the disk; `fileno` becomes readable when it is there. OSError."""
@@ -57,9 +59,8 @@ class FileSync:
     def finish(self) -> None:
         """After `fileno` has become readable: OSError if the file could not be written (EIO, ENOSPC …)."""
         os.eventfd_read(self._ready.fileno())
-        event = create_string_buffer(_EVENT.size)
-        syscall("io_getevents", _SYS_io_getevents, self._context, c_long(1), c_long(1), event, None)
-        _data, _object, result, _second = _EVENT.unpack(event.raw)
+        syscall("io_getevents", _SYS_io_getevents, self._context, c_long(1), c_long(1), self._event, None)
+        _data, _object, result, _second = _EVENT.unpack(self._event.raw)
         if result < 0:
             raise OSError(-result, f"fdatasync: {os.strerror(-result)}")
 

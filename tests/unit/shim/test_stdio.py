@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -399,3 +401,21 @@ def test_nothing_of_an_io_that_was_never_attached_is_left(loop: Loop, tmp_path: 
     poll.register(client.out)
     assert poll.poll(0) == [(client.out, select.POLLHUP)]
     client.close()
+
+
+def test_streams_that_have_ended_go_at_once_and_not_with_a_collection(loop: Loop, tmp_path: Path) -> None:
+    paths = [fifo(tmp_path, name) for name in ("stdin", "stdout", "stderr")]
+    readers = [os.open(path, os.O_RDONLY | os.O_NONBLOCK) for path in paths[1:]]
+    gc.collect()
+    gc.disable()
+    try:
+        made = [drive(loop, open_pipes(loop, Streams(paths[0], paths[1], paths[2])))]
+        made[0].attach(None)
+        turn_until(loop, lambda: made[0].drained.done)
+        made[0].close()
+        gone = weakref.ref(made.pop())
+        assert gone() is None
+    finally:
+        gc.enable()
+        for reader in readers:
+            os.close(reader)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import tempfile
-from collections.abc import Generator
+import weakref
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -229,3 +231,47 @@ def test_a_mutex_lets_one_in_at_a_time_in_the_order_of_asking(loop: Loop) -> Non
 
     drive(loop, all_of_them())
     assert seen == ["a in", "a out", "b in", "b out", "c in", "c out"]
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Garbage that nobody collects."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Owner:
+    """Who has a task, and is told its end."""
+
+    def __init__(self, loop: Loop, steps: Generator[Any, Any, Any]) -> None:
+        self.ends: list[object] = []
+        self.task = spawn(loop, steps, self.ended)
+
+    def ended(self, _value: object, failure: Exception | None) -> None:
+        self.ends.append(failure)
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_task_that_has_ended_is_not_kept_by_whom_it_told(loop: Loop) -> None:
+    def steps() -> Generator[Any, Any, None]:
+        yield Sleep(0)
+
+    def begun() -> weakref.ref[Owner]:
+        owner = Owner(loop, steps())
+        return weakref.ref(owner)
+
+    gone = begun()
+    turn_until(loop, lambda: gone() is None)
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_failure_that_was_thrown_in_is_not_kept_by_where_it_passed(loop: Loop) -> None:
+    def steps() -> Generator[Any, Any, None]:
+        yield Outcome()
+
+    owner = Owner(loop, steps())
+    owner.task.cancel()
+    gone = weakref.ref(owner.ends.pop())
+    assert gone() is None
