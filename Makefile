@@ -37,7 +37,7 @@ unit: venv  ## unit tests on every CPython of the machine; no root needed
 e2e: ready  ## end-to-end tests through two containerds; root needed
 	@$(PYTHON) tests/harness/check.py e2e
 
-soak: ready  ## the long checks: 300 pod cycles (CYCLES=n), 5,000 hostile configs (CASES=n), 100 OOM kills (KILLS=n), 100,000 exit codes (EXITS=n), 250 kills under load (SWEEPS=containerd=n,warden=n,shim=n), 1 GiB of logs (LOG_BYTES=n)
+soak: ready  ## the long checks: 300 pod cycles (CYCLES=n), 5,000 hostile configs (CASES=n), 100 OOM kills (KILLS=n), 100,000 exit codes (EXITS=n), 250 kills under load (SWEEPS=containerd=n,warden=n,shim=n), 50,000 execs (EXECS=n), 10,000 orphans in each kind of pod (ORPHANS=n), 10,000 connections and 100,000 frames that abuse a shim's socket (CONNECTIONS=n, FRAMES=n), 1 GiB of logs (LOG_BYTES=n)
 	@CYCLES=$(CYCLES) $(BIN)/python tests/harness/soak.py
 
 bench: ready  ## Manor beside runc, in one run (WORKS=exec.shim,pod.start … for some of it, QUICK=1 for a glance)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from shim.log import Log
     from shim.loop import Loop
 
-MAX_QUEUED = 2048
+MAX_QUEUED = 256
 ANSWER_TIMEOUT_S = 5.0
 # Whoever waits for an answer comes first: sending wakes containerd, which takes the CPU from a process that
 # is being started, or has been and may be about to end. So events wait a little, and as long as something is

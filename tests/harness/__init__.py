@@ -5,6 +5,7 @@ What a machine needs, and what is run on it:
     paths               the checkout, the cache, scratch space
     tools venv          what a bare machine lacks: programs by version, Python environments
     check soak          `make test` and its parts; `make soak`, the long checks
+    measured            what those have measured
     every_test          what holds for every test: a deadline, and no thread left behind
 
 Where a pod is run:
@@ -21,7 +22,7 @@ What came of it:
 
     instances           names, owners, and how everything of an instance is ended
     leaks               what exists on the machine that an instance answers for
-    opens               which files which processes open
+    opens processes     which files which processes open; what /proc says of one
     upgrades            an installation that is replaced by another version
     waiting             asking until it is true, with a deadline that no healthy machine meets
 
