@@ -6,6 +6,7 @@ containerd has: how long it waited at most is what an attack did to the others. 
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -133,6 +134,18 @@ class Peer:
         if answered is None:
             return None
         return answered[0], answered[1].status.code if answered[1].status is not None else 0
+
+    def stream_of_answer(self) -> int:
+        """The stream of the next answer, which has to come."""
+        answered = self.answer()
+        assert answered is not None, "the other side has hung up"
+        return answered[0]
+
+    def has_something(self) -> bool:
+        """Whether an answer has come, or the end."""
+        poll = select.poll()
+        poll.register(self._socket.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def is_served(self, stream_id: int) -> bool:
         """Whether an ordinary call is still answered on this connection."""
