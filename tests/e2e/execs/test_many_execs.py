@@ -6,18 +6,26 @@ CI does a slice; `make soak` does `MANOR_EXECS` of them, mixed by `MANOR_SEED`.
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+from cri.client import Client
 from shim.api import task
-from tests.e2e.execs.lane import CONTAINER, LIMIT_S, Lane, Noise
+from tests.e2e.conftest import Node
+from tests.e2e.execs.lane import CONTAINER, LIMIT_S, Lane, Noise, size
 from tests.e2e.shim.door import Door, eventually
 from tests.harness import measured
+from tests.harness.crictl import Crictl
 from tests.harness.instances import hierarchies
 from tests.harness.processes import children, memory_kb
 
 EXECS = int(os.environ.get("MANOR_EXECS", "250"))
+CRI_EXECS = min(EXECS // 10, 2000)
 SEED = int(os.environ.get("MANOR_SEED", "1"))
 # How many at once, and what part of all execs that is for.
 WIDTHS = ((1, 0.1), (8, 0.4), (64, 0.5))
@@ -105,3 +113,26 @@ def cgroups_below(door: Door) -> list[str]:
             if path.is_dir():
                 found.append(str(path))
     return found
+
+
+@pytest.mark.versions("2.3")
+def test_execs_through_the_cri_come_whole(node: Node, crictl: Crictl, container: str) -> None:
+    """As a kubelet asks for them, eight at once; an answer has both streams and the exit code."""
+    chance = random.Random(SEED)
+    wanted = [(size(chance), size(chance), chance.randrange(256)) for _ in range(CRI_EXECS)]
+
+    def ask(out: int, err: int, code: int) -> tuple[bytes, bytes, int]:
+        script = (
+            f"head -c {out} /dev/zero | tr '\\0' o; head -c {err} /dev/zero | tr '\\0' e >&2; exit {code}"
+        )
+        answer = cri.exec_sync(container, ["sh", "-c", script], LIMIT_S)
+        return answer.stdout, answer.stderr, answer.exit_code
+
+    with Client(f"unix://{node.containerd.socket}") as cri, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda each: ask(*each), wanted))
+    wrong = [
+        each
+        for each, answer in zip(wanted, answers, strict=True)
+        if answer != (b"o" * each[0], b"e" * each[1], each[2])
+    ]
+    assert wrong == []
