@@ -47,6 +47,10 @@ EVENTS_PER_TURN = 64
 STEPS_PER_TURN = 64
 
 
+# epoll_wait(2) waits for 24 days at most, and Python for no time that is longer; a timer may be centuries off.
+MOST_PATIENCE_S = 24 * 3600.0
+
+
 class Timer:
     """A call at a time to come; `cancel` calls it off."""
 
@@ -188,7 +192,7 @@ class Loop:
             self._cancelled_timers -= 1
         if not self._timers:
             return None
-        return max(0.0, self._timers[0].when - time.monotonic())
+        return min(max(0.0, self._timers[0].when - time.monotonic()), MOST_PATIENCE_S)
 
     def _call_due_timers(self) -> None:
         now = time.monotonic()

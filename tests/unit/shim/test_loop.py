@@ -158,3 +158,17 @@ def test_after_close_signals_have_their_default_again() -> None:
     loop.on_signal(signal.SIGUSR2, lambda: None)
     loop.close()
     assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+
+
+def test_a_timer_of_centuries_stops_nobody(loop: Loop) -> None:
+    """A caller's deadline comes as 63 bits of nanoseconds; epoll_wait(2) takes 31 bits of milliseconds."""
+    called: list[str] = []
+    timer = loop.call_later((2**63 - 1) / 1e9, lambda: called.append("late"))
+    left, right = socket.socketpair()
+    with left, right:
+        loop.watch(left.fileno(), EPOLLIN, lambda _events: called.append("now"))
+        right.sendall(b"x")
+        loop.turn()
+        loop.unwatch(left.fileno())
+    timer.cancel()
+    assert called == ["now"]
