@@ -161,6 +161,14 @@ def answers_before(peer: Peer, last: int) -> int:
     return count
 
 
+def test_a_deadline_in_some_centuries_is_one(attacked: Attacked) -> None:
+    with attacked.attack("late deadlines", PEAK_MB, REST_MB), Peer(attacked.address) as peer:
+        asked = encode(task.WaitRequest(CONTAINER))
+        for serial, timeout_ns in enumerate(((1 << 63) - 1, 1 << 62, 1 << 53)):
+            peer.send(frame(4 * serial + 1, request("Wait", asked, timeout_ns=timeout_ns)))
+            assert peer.is_served(4 * serial + 3)
+
+
 def test_who_sends_a_byte_a_second_keeps_nobody_waiting(attacked: Attacked) -> None:
     with attacked.attack("slow writers", PEAK_MB, REST_MB) as told, crowd(attacked.address, 100) as peers:
         whole = frame(1, CONNECT)
