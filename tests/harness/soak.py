@@ -67,7 +67,7 @@ def main() -> int:
             continue
         print(f"{name}: seed {seed}", flush=True)
         start = time.monotonic()
-        told = RESULT.with_suffix(".lines")
+        told = VENV / "soak-measured"  # git-ignored, and taken by make clean
         told.unlink(missing_ok=True)
         words = [str(VENV / "bin" / "python"), "-m", "pytest", "-q", *paths]
         done = subprocess.run(
