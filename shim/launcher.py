@@ -48,6 +48,10 @@ class HungUp(NoWarden):
     """The warden ended before the request was accepted: nothing was done, another may be asked."""
 
 
+class Died(Exception):
+    """The shim has taken the request, and has ended without an answer."""
+
+
 def read(path: str) -> bytes:
     """All of a file of /proc; nothing where the kernel has no such file."""
     try:
@@ -213,8 +217,13 @@ def send(connection: _socket.socket, data: bytes, fds: tuple[int, ...]) -> None:
     connection.sendmsg([LAST, data], ancillary)
 
 
-def ask(connection: _socket.socket, data: bytes, fds: tuple[int, ...], limit_s: float) -> int:
-    """Have the request answered and print what is said; the exit code. NoWarden as long as nobody has accepted it."""
+def ask(
+    connection: _socket.socket, data: bytes, fds: tuple[int, ...], limit_s: float, aloud: bool = True
+) -> int:
+    """Have the request answered and print what is said, if `aloud`; the exit code.
+
+    NoWarden as long as nobody has accepted it, Died if who did is dead.
+    """
     connection.settimeout(limit_s)
     try:
         try:
@@ -234,9 +243,9 @@ def ask(connection: _socket.socket, data: bytes, fds: tuple[int, ...], limit_s: 
     while word := connection.recv(PART_BYTES + 1):
         if word[:1] == EXIT:
             return int(word[1:])
-        write(1 if word[:1] == STDOUT else 2, word[1:])
-    write(2, b"containerd-shim-manor-v2: the shim died before it had answered\n")
-    return 1
+        if aloud:
+            write(1 if word[:1] == STDOUT else 2, word[1:])
+    raise Died
 
 
 def hear(connection: _socket.socket) -> bytes:
@@ -259,24 +268,40 @@ def write(fd: int, data: bytes) -> None:
 
 
 def main() -> int:
-    """Ask the warden; failing that, become the shim."""
+    """Have done what we were executed for; the exit code."""
     stdin = 0
     try:
         posix.fstat(stdin)
     except OSError:
         stdin = posix.open("/dev/null", posix.O_RDONLY | posix.O_CLOEXEC)
-    here = posix.open(".", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    fds = posix.open(".", posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC), stdin
+    try:
+        return have_answered(fds)
+    except Died:
+        write(2, b"containerd-shim-manor-v2: the shim died before it had answered\n")
+    if sys.argv[-1] == "start":
+        # What it had made by then: containerd does not ask for the clean-up after a start that failed.
+        sys.argv[-1] = "delete"
+        try:
+            have_answered(fds, aloud=False)
+        except Died:
+            pass
+    return 1
+
+
+def have_answered(fds: tuple[int, ...], aloud: bool = True) -> int:
+    """Ask the warden; failing that, become the shim."""
     reason = ""
     for _attempt in range(3):
         try:
-            return ask(reach_warden(), request(""), (here, stdin), ACCEPT_S)
+            return ask(reach_warden(), request(""), fds, ACCEPT_S, aloud)
         except HungUp as failure:
             reason = str(failure)
         except NoWarden as failure:
             reason = str(failure)
             break
     try:
-        return ask(fork_manor("alone"), request(reason), (here, stdin), ALONE_S)
+        return ask(fork_manor("alone"), request(reason), fds, ALONE_S, aloud)
     except NoWarden as failure:
         write(2, f"containerd-shim-manor-v2: no warden ({reason}) and no shim ({failure})\n".encode())
         return 1

@@ -74,6 +74,9 @@ def crash(request):
     raise RuntimeError("cannot do that")
 
 def die(request):
+    if request.argv[-1] == "delete":
+        with open(request.argv[2], "x"):
+            request.reply.send(0, b"what a delete says")
     os._exit(9)
 
 def slow(request):

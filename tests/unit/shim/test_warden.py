@@ -310,6 +310,15 @@ def test_a_daemon_that_dies_is_an_error_and_is_not_tried_again(manor: Manor) -> 
     assert done.stderr == b"containerd-shim-manor-v2: the shim died before it had answered\n"
 
 
+def test_what_a_shim_has_made_that_dies_in_its_start_is_deleted(manor: Manor) -> None:
+    """Once, and in silence: what is printed is what went wrong."""
+    deleted = manor.directory / "deleted"
+    done = manor.run("die", str(deleted), "start")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"containerd-shim-manor-v2: the shim died before it had answered\n"
+    assert deleted.exists()
+
+
 def test_code_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     manor = Manor(tmp_path, make_code(tmp_path / "code", "import no_such_module"))
     try:
