@@ -72,7 +72,10 @@ class Life:
     def create(self) -> None:
         runner, path, stdio = self.runner, str(self.bundle.path), Stdio()
         if runner.apart:
-            made = run(create_apart(runner.host, ApartRequest(self.id, path, stdio, shape=runner.shape)))
+            terminal = self.bundle.config["process"].get("terminal", False)
+            made = run(
+                create_apart(runner.host, ApartRequest(self.id, path, stdio, terminal, shape=runner.shape))
+            )
         else:
             options = CreateOptions(gate=self.gate)
             spec = load_spec(self.data)
@@ -225,6 +228,21 @@ def test_neither_does_one_of_a_container_that_joins_others(
     met |= walker(joining(landlord.pid))
     if runner.shape != DIRECT:
         met |= walker(rich_beside(landlord.pid))
+        met.add(fail_to_make_a_terminal(walker, landlord.pid))
+
+
+def fail_to_make_a_terminal(walker: Walker, landlord: int) -> Place:
+    """A step of its own where a PID namespace is joined."""
+    place = "inter", "make terminal"
+    bundle = walker.runner.bundle("sleep", "1000")
+    rich_beside(landlord)(bundle.config)
+    bundle.config["process"]["terminal"] = True
+    life = Life(walker.runner, bundle)
+    walker.lives.append(life)
+    leaks = Leaks(walker.runner)
+    expect_failure(place, life.create)
+    leaks.check(place)
+    return place
 
 
 def _add_time(linux: dict[str, list[dict[str, str]]]) -> None:
