@@ -15,6 +15,7 @@ import pytest
 
 from runtime.cgroups.layout import detect_layout
 from tests.e2e.oci.conftest import Oci
+from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.manor_only(reason="runc has other files and no --delay-at")
 
@@ -48,11 +49,8 @@ def test_what_a_create_left_that_never_had_its_cgroup_kills_nobody_in_it(
         config["linux"]["cgroupsPath"] = path
 
     bundle = oci.bundle("true", change=change)
-    running = oci.begin("--delay-at", "main.make-start-gate:30", "create", "-b", bundle.path, "c")
-    deadline = time.monotonic() + 60
-    while not (oci.root / "c" / "state.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    running = oci.begin("--delay-at", "main.announce:30", "create", "-b", bundle.path, "c")
+    eventually((oci.root / "c" / "state.json").exists)
     running.kill()
     running.wait()
     oci.ok("delete", "--force", "c")
