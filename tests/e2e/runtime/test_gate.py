@@ -166,7 +166,7 @@ def test_force_ends_a_container_whose_state_another_version_wrote(runner: Runner
     known |= {"version": 99, "a new field": 1}
     with open(file, "w") as stream:
         json.dump(known, stream)
-    with pytest.raises(InvalidState, match="unknown version 99"):
+    with pytest.raises(InvalidState, match="version 99 is of a newer Manor"):
         load(runner.host, name)
     run(delete_by_force(runner.host, name))
     await_end(container)
