@@ -341,7 +341,8 @@ class Door(Calls):
         return found
 
     def _remove_cgroups(self) -> bool:
-        for path in [*self.cgroups(), *(top / self.cgroup_parent for top in hierarchies())]:
+        below = [leaf for path in self.cgroups() for leaf in path.glob("exec-*")]
+        for path in [*below, *self.cgroups(), *(top / self.cgroup_parent for top in hierarchies())]:
             try:
                 path.rmdir()
             except FileNotFoundError:

@@ -137,8 +137,9 @@ def test_a_background_process_keeps_nobody_waiting_though_the_exec_is_not_delete
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = tmp_path / "log"
-    running.exec("c1", "e1", ["sh", "-c", "echo said; sleep 1000 &"], stdout=str(path))
-    running.exec("c1", "e2", ["sh", "-c", "echo said; sleep 1000 &"], stdout=f"cri-log://{log}")
+    script = "touch /stay; echo said; while [ -e /stay ]; do sleep 0.05; done &"
+    running.exec("c1", "e1", ["sh", "-c", script], stdout=str(path))
+    running.exec("c1", "e2", ["sh", "-c", script], stdout=f"cri-log://{log}")
     assert (running.wait("c1", "e1"), running.wait("c1", "e2")) == (0, 0)
     os.set_blocking(reader, True)
     said = b""
@@ -148,7 +149,9 @@ def test_a_background_process_keeps_nobody_waiting_though_the_exec_is_not_delete
     assert said == b"said\n"
     eventually(lambda: not writers(running))
     assert text_of(log)["stdout"] == b"said\n"
-    for exec_id in ("e1", "e2"):
+    running.exec("c1", "e3", ["rm", "/stay"])
+    assert running.wait("c1", "e3") == 0
+    for exec_id in ("e1", "e2", "e3"):
         running.delete("c1", exec_id)
 
 
