@@ -320,7 +320,7 @@ def test_delete_after_a_create_that_was_cut_short_removes_what_was_made_for_it(d
     door.run("c1", SLEEP, POD)
     there, go_on = door.directory / "there", door.directory / "go-on"
     bundle = door.bundle("c2", SLEEP, POD)
-    script = f"touch {there}; while ! [ -e {go_on} ]; do sleep 0.05; done"
+    script = f"touch {there}; while ! [ -e {go_on} ]; do sleep 0.05; done; rm {there}"
     bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
     bundle.write()
     shim = door.shim_pid()
@@ -334,6 +334,7 @@ def test_delete_after_a_create_that_was_cut_short_removes_what_was_made_for_it(d
         done = door.launch("delete", container_id)
         assert (done.returncode, done.stderr) == (0, b"")
     go_on.touch()
+    eventually(lambda: not there.exists())  # a hook is nobody's but its own
     assert (door.cgroups(), door.mounts(), door.state_directories()) == ([], [], [])
 
 
