@@ -68,7 +68,9 @@ LAST_EXITS_TIMEOUT_S = 10.0
 class Container:
     """Made by `create`, under a hold of the reaper."""
 
-    def __init__(self, pod: Pod, runtime: RuntimeContainer, init: Process, mounted: bool) -> None:
+    def __init__(
+        self, pod: Pod, runtime: RuntimeContainer, init: Process, mounted: bool, execs: ExecOptions
+    ) -> None:
         self.pod = pod
         self.id = runtime.id
         self.bundle = runtime.bundle
@@ -78,7 +80,7 @@ class Container:
         self.pausing = False
         self.execs: dict[str, Process] = {}
         self.leaves = Leaves(pod)
-        self.exec_options = ExecOptions(leaf=True)
+        self._exec_options = execs
         self._last_exit: tuple[int, int] | None = None  # init's, held back until those of the execs are told
         self._hold_back: Timer | None = None
         self._killed = False
@@ -153,7 +155,7 @@ class Container:
         try:
             io = yield from process.open_io(process.spec.terminal)
             timeline.mark("open streams")
-            request = ExecRequest(process.spec, Stdio(*io.child_fds()), options=self.exec_options)
+            request = ExecRequest(process.spec, Stdio(*io.child_fds()), options=self._exec_options)
             tenant = yield from exec_(self.runtime, request)
             process.started(tenant)
             try:
@@ -394,9 +396,8 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
             runtime = yield from create_apart(host, apart)
             timeline.add(runtime.marks)
             try:
-                made = Container(pod, runtime, init, bool(steps))
-                made.exec_options = ExecOptions(leaf=handler.exec_cgroup != CONTAINER)
-                return made
+                execs = ExecOptions(leaf=handler.exec_cgroup != CONTAINER)
+                return Container(pod, runtime, init, bool(steps), execs)
             except Exception:
                 yield from _abandon(pod, runtime)
                 raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from runtime.linux.fds import OwnedFd
+from runtime.linux.fds import read_whole
 
 try:
     # hashlib would bring OpenSSL along
@@ -25,7 +25,7 @@ def code_version(code: str) -> str:
     for package in PACKAGES:
         for path in sorted(_sources(f"{code}/{package}")):
             digest.update(os.fsencode(path[len(code) :]) + b"\0")
-            digest.update(sha256(_read(path)).digest())
+            digest.update(sha256(read_whole(path)).digest())
     return str(digest.hexdigest()[:16])
 
 
@@ -37,11 +37,3 @@ def _sources(directory: str) -> list[str]:
         elif entry.name.endswith(".py"):
             found.append(entry.path)
     return found
-
-
-def _read(path: str) -> bytes:
-    with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        data = b""
-        while chunk := os.read(fd.fileno(), 1 << 20):
-            data += chunk
-        return data

@@ -14,7 +14,7 @@ import struct
 import time
 
 from runtime.errors import InvalidArgument, ManorError
-from runtime.linux.fds import OwnedFd, close_all, receive_with_fds, send_with_fds
+from runtime.linux.fds import OwnedFd, close_all, read_whole, receive_with_fds, send_with_fds
 from runtime.record import Record
 from shim.launcher import ACCEPTED, EXIT, LAST, PART, PART_BYTES, REFUSED, STDERR, STDOUT
 
@@ -237,8 +237,8 @@ def _take_limit(peer: int, number: int) -> None:
 
 
 def _take_oom_score(peer: int) -> None:
-    wanted = min(int(_read(f"/proc/{peer}/oom_score_adj")) + 1, _HIGHEST_OOM_SCORE)
-    if wanted == int(_read("/proc/self/oom_score_adj")):
+    wanted = min(int(read_whole(f"/proc/{peer}/oom_score_adj")) + 1, _HIGHEST_OOM_SCORE)
+    if wanted == int(read_whole("/proc/self/oom_score_adj")):
         return
     try:
         _write("/proc/self/oom_score_adj", str(wanted))
@@ -249,15 +249,15 @@ def _take_oom_score(peer: int) -> None:
 
 
 def _umask(peer: int) -> int:
-    for line in _read(f"/proc/{peer}/status").splitlines():
+    for line in read_whole(f"/proc/{peer}/status").splitlines():
         if line.startswith(b"Umask:"):
             return int(line.split()[1], 8)
     raise ValueError("the kernel does not tell its umask")  # Linux 4.7 and later do
 
 
 def _join_cgroups(peer: int, layout: Layout) -> None:
-    theirs = _read(f"/proc/{peer}/cgroup")
-    ours = _read("/proc/self/cgroup")
+    theirs = read_whole(f"/proc/{peer}/cgroup")
+    ours = read_whole("/proc/self/cgroup")
     if theirs == ours:  # as a rule: the warden was started from where the launchers are
         return
     wanted, present = _cgroup_paths(theirs), _cgroup_paths(ours)
@@ -281,14 +281,6 @@ def _cgroup_paths(text: bytes) -> dict[frozenset[str], str]:
         _number, controllers, path = os.fsdecode(line).split(":", 2)
         paths[frozenset(controllers.split(","))] = path
     return paths
-
-
-def _read(path: str) -> bytes:
-    with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
-        data = b""
-        while chunk := os.read(fd.fileno(), 1 << 16):
-            data += chunk
-        return data
 
 
 def _write(path: str, text: str) -> None:

@@ -118,10 +118,8 @@ class Task:
                 return
             finally:
                 self._running = False
-                value, failure = (
-                    None,
-                    None,
-                )  # a failure must not be kept by the frame that its traceback keeps
+                # A failure must not be kept by the frame that its traceback keeps.
+                value, failure = None, None
             if isinstance(wait, Claim):
                 self._claim(wait.pid)
             elif isinstance(wait, Outcome) and wait.done:

@@ -55,6 +55,15 @@ class OwnedFd:
             os.close(number)
 
 
+def read_whole(path: str) -> bytes:
+    """All that is in the file `path`, which may be one of procfs. OSError."""
+    with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        data = b""
+        while chunk := os.read(fd.fileno(), 1 << 16):
+            data += chunk
+        return data
+
+
 def close_all(owned: Iterable[OwnedFd]) -> None:
     """Close every one of `owned`."""
     for fd in owned:

@@ -121,10 +121,14 @@ def _launch(
     leaf: Leaf | None = None
     try:
         join = cgroup.open_join(container.pid, dict(request.options.cgroup) or None, policy)
-        landlord = (lambda: _landlord(container)) if join.may_fall_back else None
         if request.options.leaf:
             leaf = _leaf_for(cgroup, join, plan)
-        launched = yield from _launch_somewhere(cgroup, plan, join, leaf, shape, side, landlord)
+
+        def launch(plan: TenantPlan, join: Join) -> Operation[Launched]:
+            landlord = (lambda: _landlord(container)) if join.may_fall_back else None
+            return launch_tenant(plan, join, shape, side, landlord)
+
+        launched = yield from _launch_somewhere(cgroup, plan, join, leaf, launch)
     except BaseException as error:
         if leaf is not None:
             leaf.discard()
@@ -160,36 +164,32 @@ def _launch_somewhere(
     plan: TenantPlan,
     join: Join,
     leaf: Leaf | None,
-    shape: str,
-    side: HostSide,
-    landlord: Callable[[], OwnedFd] | None,
+    launch: Callable[[TenantPlan, Join], Operation[Launched]],
 ) -> Operation[Launched]:
-    """`_launch_at` in the leaf, and where that does not take it, without: a container may do with it what it likes."""
+    """`launch` in the leaf, and where that does not take it, without: a container may do with it what it likes."""
     if leaf is not None:
         try:
-            return (yield from _launch_at(cgroup, plan, join.into_leaf(leaf.directory), shape, side, None))
+            return (yield from _launch_at(cgroup, plan, join.into_leaf(leaf.directory), launch))
         except StageError as error:
             if error.operation not in ("clone", "join cgroup") or error.number not in REFUSALS:
                 raise
-    return (yield from _launch_at(cgroup, plan, join, shape, side, landlord))
+    return (yield from _launch_at(cgroup, plan, join, launch))
 
 
 def _launch_at(
     cgroup: Cgroup,
     plan: TenantPlan,
     join: Join,
-    shape: str,
-    side: HostSide,
-    landlord: Callable[[], OwnedFd] | None,
+    launch: Callable[[TenantPlan, Join], Operation[Launched]],
 ) -> Operation[Launched]:
-    """`launch_tenant`, by way of a cpuset where it is to begin on CPUs that are not ours."""
+    """`launch`, by way of a cpuset where it is to begin on CPUs that are not ours."""
     try:
-        return (yield from launch_tenant(plan, join, shape, side, landlord))
+        return (yield from launch(plan, join))
     except StageError as error:
         if (error.operation, error.number) != (BIND, errno.EINVAL):
             raise
         way = _cpuset_for(cgroup, plan, error)
-    return (yield from _launch_by(way, plan, join, shape, side, landlord))
+    return (yield from _launch_by(way, launch(replace(plan, cpuset=way), join)))
 
 
 def _cpuset_for(cgroup: Cgroup, plan: TenantPlan, refused: StageError) -> TransientCpuset:
@@ -200,17 +200,10 @@ def _cpuset_for(cgroup: Cgroup, plan: TenantPlan, refused: StageError) -> Transi
         raise refused from error
 
 
-def _launch_by(
-    way: TransientCpuset,
-    plan: TenantPlan,
-    join: Join,
-    shape: str,
-    side: HostSide,
-    landlord: Callable[[], OwnedFd] | None,
-) -> Operation[Launched]:
-    """`launch_tenant` through the cpuset `way`, which is gone afterwards; what is in its way is a warning."""
+def _launch_by(way: TransientCpuset, launch: Operation[Launched]) -> Operation[Launched]:
+    """`launch`, which goes through the cpuset `way`; that is gone afterwards, and what is in its way is a warning."""
     try:
-        launched = yield from launch_tenant(replace(plan, cpuset=way), join, shape, side, landlord)
+        launched = yield from launch
     except GeneratorExit:
         _try_remove(way)  # nobody drives us any more; else it goes with the container
         raise

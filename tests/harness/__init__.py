@@ -24,7 +24,7 @@ What came of it:
     leaks               what exists on the machine that an instance answers for
     opens processes     which files which processes open; what /proc says of one
     upgrades            an installation that is replaced by another version
-    waiting             asking until it is true, with a deadline that no healthy machine meets
+    waiting beside      asking until it is true, with a deadline that no healthy machine meets; doing so in a thread
 
 Nothing in here knows what Manor does: it proves itself on runc first.
 """

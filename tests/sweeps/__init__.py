@@ -10,5 +10,5 @@ It is a program, and not a test, because its CRI client brings threads: `tests/e
     subjects    containers whose exit code and lines are known before
     load        threads that use the node as a kubelet does, and the containers that must outlive everything
     marks       waiting for the moment to kill at
-    kills       the three sweeps
+    sweep       what the three sweeps have in common; kills has those of containerd and wardens, shims that of shims
 """

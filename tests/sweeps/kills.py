@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
 import time
 from functools import partial
@@ -12,25 +11,20 @@ from functools import partial
 from cri.api import api_pb2 as api
 from tests.harness.waiting import eventually
 from tests.sweeps import subjects
-from tests.sweeps.load import LISTS_LIMIT_S, Load, Steady, end_task, execute, wait_for_exit, wait_for_lists
+from tests.sweeps.load import LISTS_LIMIT_S, Steady, end_task, execute, wait_for_exit, wait_for_lists
 from tests.sweeps.marks import Underway, children, wait_for_child, wait_for_warden, warden_of
 from tests.sweeps.shims import ShimSweep
 from tests.sweeps.subjects import Subject
-from tests.sweeps.world import Disturbed, World, lives
+from tests.sweeps.sweep import Sweep
+from tests.sweeps.world import Disturbed, lives
 
 # --- containerd ----------------------------------------------------------------------------------------
 
 
-class ContainerdSweep:
+class ContainerdSweep(Sweep):
     """containerd dies: containers go on, and those that end meanwhile have the right code and every line."""
 
     name = "containerd"
-
-    def __init__(self, world: World, seed: int, steady: list[Steady]) -> None:
-        self._world = world
-        self._chance = random.Random(seed)
-        self._steady = steady
-        self._load = Load(world, seed, steady)
 
     def run(self, kills: int) -> None:
         """All of it."""
@@ -154,17 +148,11 @@ class ContainerdSweep:
 # --- the warden ----------------------------------------------------------------------------------------
 
 
-class WardenSweep:
+class WardenSweep(Sweep):
     """The warden dies: nobody notices, and every pod that is being started comes up."""
 
     name = "warden"
     marks = ("random", "fork", "launcher", "starting")
-
-    def __init__(self, world: World, seed: int, steady: list[Steady]) -> None:
-        self._world = world
-        self._chance = random.Random(seed)
-        self._steady = steady
-        self._load = Load(world, seed, steady)
 
     def run(self, kills: int) -> None:
         """All of it."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import time
@@ -23,9 +22,10 @@ from tests.harness import leaks
 from tests.harness.handlers import is_manor
 from tests.harness.waiting import eventually
 from tests.sweeps import subjects
-from tests.sweeps.load import LISTS_LIMIT_S, Load, Steady, wait_for_exit, wait_for_lists
+from tests.sweeps.load import LISTS_LIMIT_S, Steady, wait_for_exit, wait_for_lists
 from tests.sweeps.marks import Underway, children, wait_for_child, wait_for_stage, warden_of
 from tests.sweeps.subjects import Subject
+from tests.sweeps.sweep import Sweep
 from tests.sweeps.world import LIMIT_S, MAPPED, World, lives
 
 KILLED = 137
@@ -86,7 +86,7 @@ class Heard:
         self._process.wait()
 
 
-class ShimSweep:
+class ShimSweep(Sweep):
     """Each round makes a pod, kills its shim at a mark, and looks at what is told and what is left."""
 
     name = "shim"
@@ -98,10 +98,7 @@ class ShimSweep:
     reference_marks: tuple[str, ...] = ("random", "start", "delete", "stop")
 
     def __init__(self, world: World, seed: int, steady: list[Steady]) -> None:
-        self._world = world
-        self._chance = random.Random(seed)
-        self._steady = steady
-        self._load = Load(world, seed, steady)
+        super().__init__(world, seed, steady)
         self._heard = Heard(world)
         self._underway: list[Underway] = []
 

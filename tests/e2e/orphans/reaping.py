@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from types import TracebackType
-from typing import Self
 
 from tests.e2e.shim.door import Door, eventually
+from tests.harness.beside import Beside
 from tests.harness.processes import children, is_zombie
 
 CONTAINER = "c1"
@@ -19,27 +17,16 @@ LOOK_EVERY_S = 0.02
 SCRIPT = "i=0; while [ $i -lt {count} ]; do (sleep 1000000 &); (true &); i=$((i+1)); done"
 
 
-class Watch:
+class Watch(Beside):
     """While it is open: how many zombies a process has had at once, and for how long the same one at most."""
 
     def __init__(self, reaper: int) -> None:
+        super().__init__()
         self.most = 0
         self.oldest_s = 0.0
         self.looks = 0
         self._reaper = reaper
         self._since: dict[int, float] = {}
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while not self._end.wait(LOOK_EVERY_S):

@@ -9,18 +9,17 @@ from __future__ import annotations
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from shim.api import task
 from shim.api.codec import decode, encode
 from shim.api.ttrpc import KeyValue, Request, Response
 from shim.ttrpc.client import Client, socket_address
+from tests.harness.beside import Beside
 from tests.harness.processes import memory_kb
 
 HEADER = struct.Struct(">IIBB")
@@ -169,28 +168,16 @@ def crowd(address: str, count: int) -> Iterator[list[Peer]]:
             peer.close()
 
 
-class Bystander:
+class Bystander(Beside):
     """Asks for a container's state while it is open."""
 
     def __init__(self, address: str, container: str) -> None:
+        super().__init__()
         self.longest_s = 0.0
         self.answers = 0
         self.failure: Exception | None = None
         self._container = container
         self._client = Client(address)
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-        self._client.close()
 
     def _run(self) -> None:
         try:
@@ -204,6 +191,8 @@ class Bystander:
                     return
         except Exception as error:
             self.failure = error
+        finally:
+            self._client.close()
 
 
 class Growth:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -16,22 +15,7 @@ from manor.ledger import Untrusted
 from runtime import state
 from shim import deed
 from shim.deed import Deed
-
-STATE = {
-    "id": "c1",
-    "bundle": "/nowhere",
-    "pid": 7,
-    "start_time": 1,
-    "created": "2026-01-01T00:00:00.000000000Z",
-    "cgroups_path": "/own",
-    "cgroup_directories": [],
-    "namespaces": 0,
-    "rootfs": "/nowhere",
-    "annotations": {},
-    "oci_version": "1.0.2",
-    "stdio": [],
-    "version": 1,
-}
+from tests.unit.states import state_json
 
 
 @pytest.fixture
@@ -47,7 +31,7 @@ def run_dir(tmp_path: Path) -> Path:
     with deed.hold(str(directory)) as held:
         deed.write(held, note)
     (directory / "c1").mkdir()
-    (directory / "c1" / "state.json").write_text(json.dumps(STATE))
+    (directory / "c1" / "state.json").write_text(state_json())
     return made
 
 
@@ -59,7 +43,7 @@ def only(run_dir: Path) -> ledger.Pod:
 def test_a_pod_is_called_what_its_note_says(run_dir: Path) -> None:
     pod = only(run_dir)
     assert (pod.name, pod.namespace, pod.socket) == ("p1", "k8s.io", "/s/1")
-    assert {name: known.pid for name, known in pod.containers.items() if known} == {"c1": 7}
+    assert {name: known.pid for name, known in pod.containers.items() if known} == {"c1": 2**22}
 
 
 def test_a_pod_of_an_earlier_version_has_no_note(run_dir: Path) -> None:
@@ -70,7 +54,7 @@ def test_a_pod_of_an_earlier_version_has_no_note(run_dir: Path) -> None:
     assert pod.containerd_answers() is None
 
 
-@pytest.mark.parametrize("content", [None, "", "{", json.dumps({**STATE, "version": 9, "pid": "x"})])
+@pytest.mark.parametrize("content", [None, "", "{", state_json(version=9, pid="x")])
 def test_a_container_whose_state_says_nothing_is_still_one(run_dir: Path, content: str | None) -> None:
     file = run_dir / "pods" / "abc" / "c1" / "state.json"
     file.unlink()
@@ -87,7 +71,7 @@ def test_the_bundles_that_are_there_keep_a_pod_for_containerd_but_not_our_own(ru
     own = run_dir / "pods" / "abc" / "@pod" / "p1.bundle"
     own.mkdir(parents=True)
     file = run_dir / "pods" / "abc" / "c1" / "state.json"
-    file.write_text(json.dumps({**STATE, "bundle": str(own)}))
+    file.write_text(state_json(bundle=str(own)))
     assert only(run_dir).bundles() == []
 
 

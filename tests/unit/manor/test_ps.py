@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from manor import ps
 from manor.ps import Process, Row
 from shim.ttrpc import status
 from shim.ttrpc.status import RpcError
-from tests.unit.manor.test_ledger import STATE, run_dir
+from tests.unit.manor.test_ledger import run_dir
+from tests.unit.states import state_json
 
 __all__ = ["run_dir"]
 
@@ -57,7 +57,7 @@ def test_a_dead_shims_pod_is_shown_from_its_files(run_dir: Path) -> None:
 
 def test_a_create_that_was_cut_short_was_never_anything(run_dir: Path) -> None:
     file = run_dir / "pods" / "abc" / "c1" / "state.json"
-    file.write_text(json.dumps({**STATE, "pid": 0, "start_time": 0, "created": "nonsense"}))
+    file.write_text(state_json(pid=0, start_time=0, created="nonsense"))
     (row,) = ps.look(str(run_dir), 1)
     assert (row.processes[0].status, row.processes[0].age_s) == ("stopped", 0.0)
 

@@ -15,6 +15,8 @@ from shim import container as containers
 from shim.loop import Loop
 from tests.unit.shim.fake_container import Reaper, Runtime, Shim
 from tests.unit.shim.log_io import LIMIT_S, children
+from tests.unit.shim.serving import Served
+from tests.unit.shim.stream_peer import Street
 
 
 @pytest.fixture
@@ -52,3 +54,21 @@ def nothing_is_left() -> Iterator[None]:
             raise AssertionError("a child is left")
         time.sleep(0 if pid else 0.005)
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def street(loop: Loop, tmp_path: Path) -> Iterator[Street]:
+    """A door with clients of streams, whom no descriptor is left of."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    made = Street(loop, tmp_path)
+    yield made
+    made.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    """A server of its own, on a loop in a thread."""
+    made = Served(tmp_path)
+    yield made
+    made.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 from runtime.linux.fds import OwnedFd
+from runtime.record import replace
 from shim.api import streaming
 from shim.api.codec import decode, encode
 from shim.api.message import Message
@@ -15,10 +17,12 @@ from shim.exchange import Exchange
 from shim.log import Log
 from shim.loop import Loop
 from shim.server import Server
+from shim.stdio import PipeIo, Streams, open_pipes
 from shim.ttrpc.connection import Answer, ClientConnection, StreamData
 from shim.ttrpc.frames import DATA, NO_DATA, REMOTE_CLOSED, pack_frame
 from shim.ttrpc.status import RpcError
-from tests.unit.shim.loops import settle, turn_until
+from tests.unit.shim.loops import drive, settle, turn_until
+from tests.unit.shim.test_stdio import Child
 
 LIMIT_S = 30.0
 
@@ -160,3 +164,27 @@ class Peer:
         """What the shim has against it."""
         turn_until(self._loop, lambda: self.turn().failure, LIMIT_S)
         return self.failure
+
+
+def opened(street: Street, **streams: str) -> tuple[PipeIo, Child]:
+    """An io whose process has its ends."""
+    wanted = replace(Streams(), **{name: street.uri(stream_id) for name, stream_id in streams.items()})
+    io: PipeIo = drive(street.loop, open_pipes(street.loop, wanted, exchange=street.exchange))
+    child = Child(io)
+    io.attach(None)
+    return io, child
+
+
+def fill(street: Street, fd: int) -> bytes:
+    """Write until nothing more is taken; what was."""
+    os.set_blocking(fd, False)
+    sent, quiet = bytearray(), 0
+    block = os.urandom(4096)
+    while quiet < 3:
+        try:
+            sent += block[: os.write(fd, block)]
+            quiet = 0
+        except BlockingIOError:
+            settle(street.loop, 0.02)
+            quiet += 1
+    return bytes(sent)

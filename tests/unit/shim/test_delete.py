@@ -20,6 +20,7 @@ from shim.delete import Remains
 from shim.journal import Exit, Journal
 from shim.log import Log
 from shim.pod_files import PodFiles
+from tests.unit.states import state_json
 
 
 @pytest.fixture
@@ -50,35 +51,15 @@ def bundle(tmp_path: Path) -> str:
     return str(path)
 
 
-def state_of(container_id: str) -> str:
-    return json.dumps(
-        {
-            "id": container_id,
-            "bundle": "/nowhere",
-            "pid": 2**22,  # more than there can be
-            "start_time": 1,
-            "created": "",
-            "cgroups_path": "/own",
-            "cgroup_directories": [],
-            "namespaces": 0,
-            "rootfs": "/nowhere",
-            "annotations": {},
-            "oci_version": "1.0.2",
-            "stdio": [],
-            "version": 1,
-        }
-    )
-
-
 @pytest.mark.parametrize(
     ("container_id", "content", "wanted"),
     [
         (None, None, []),
         ("c1", None, ["/somebody"]),
         ("c1", "{", ["/somebody"]),
-        ("c1", state_of("c1"), ["/own"]),
+        ("c1", state_json("c1"), ["/own"]),
         ("other", None, []),
-        ("other", state_of("other"), ["/own"]),
+        ("other", state_json("other"), ["/own"]),
     ],
 )
 def test_the_config_counts_only_for_an_id_with_a_directory_and_no_state(
@@ -111,7 +92,7 @@ def pod(tmp_path: Path, opened: list[str]) -> Path:
     for name in ("c1", "c2"):
         (root / name).mkdir(parents=True)
         (tmp_path / f"bundle-{name}").mkdir()
-        told = json.loads(state_of(name)) | {"bundle": str(tmp_path / f"bundle-{name}")}
+        told = json.loads(state_json(name, bundle=str(tmp_path / f"bundle-{name}")))
         (root / name / "state.json").write_text(json.dumps(told))
     return root
 
@@ -257,7 +238,7 @@ def test_a_unit_is_stopped_by_systemd_where_there_is_a_way_to_it(
     monkeypatch.setattr(systemd, "available", lambda: available)
     directory = tmp_path / "pod" / "c1"
     directory.mkdir(parents=True)
-    known = {**json.loads(state_of("c1")), "unit": "manor-c1.scope"}
+    known = {**json.loads(state_json("c1")), "unit": "manor-c1.scope"}
     (directory / "state.json").write_text(json.dumps(known))
     Remains(str(tmp_path / "pod"), SimpleNamespace()).remove_all("c1", bundle)  # type: ignore[arg-type]
     assert (opened, asked) == (["/own"], units)

@@ -5,164 +5,20 @@ from __future__ import annotations
 import gc
 import os
 import socket
-import struct
-import threading
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from runtime.errors import NotFound
-from runtime.linux.fds import OwnedFd
-from runtime.waiting import Sleep
-from shim import callers, open_calls, server
+from shim import server
 from shim.api.codec import encode
 from shim.api.task import WaitRequest, WaitResponse
-from shim.api.ttrpc import Request
-from shim.errors import failed_precondition
-from shim.log import Log
-from shim.loop import Loop
-from shim.open_calls import Method
-from shim.server import Server
-from shim.streams import Stream, StreamMethod
-from shim.tasks import Cancelled, Outcome
 from shim.ttrpc import status
 from shim.ttrpc.client import Client
-from shim.ttrpc.connection import Answer, Call, ClientConnection, StreamData
+from shim.ttrpc.connection import Answer, ClientConnection, StreamData
 from shim.ttrpc.status import RpcError
-
-SERVICE = "test.Service"
-
-
-class Echo:
-    """Says what it hears."""
-
-    def __init__(self, stream: Stream, heard: list[str]) -> None:
-        self._stream = stream
-        self._heard = heard
-
-    def message(self, payload: bytes) -> None:
-        self._heard.append(payload.decode())
-        self._stream.send(payload)
-
-    def closed(self) -> None:
-        self._heard.append("closed")
-        self._stream.end()
-
-    def room(self) -> None:
-        pass
-
-    def gone(self) -> None:
-        self._heard.append("gone")
-
-
-class Service:
-    """Methods of every kind; `request.id` says what to do."""
-
-    def __init__(self) -> None:
-        self.event = Outcome()
-        self.ended: list[str] = []
-        self.begun = 0
-        self.heard: list[str] = []
-
-    def at_once(self, request: WaitRequest, _call: Call) -> WaitResponse:
-        if request.id == "missing":
-            raise NotFound("no such thing")
-        if request.id == "bug":
-            raise ZeroDivisionError("a bug")
-        if request.id == "large":
-            return WaitResponse(len(request.exec_id))
-        return WaitResponse(7)
-
-    def later(self, request: WaitRequest, _call: Call) -> Generator[Any, Any, WaitResponse]:
-        self.begun += 1
-        if request.id == "refused":
-            raise failed_precondition("not now")
-        try:
-            yield Sleep(float(request.exec_id or "0.01"))
-        except TimeoutError:
-            self.ended.append("timed out")
-            raise
-        except Cancelled:
-            self.ended.append("cancelled")
-            raise
-        self.ended.append("finished")
-        return WaitResponse(8)
-
-    def wait(self, _request: WaitRequest, _call: Call) -> Generator[Any, Any, WaitResponse]:
-        self.begun += 1
-        try:
-            yield self.event
-        except Cancelled:
-            self.ended.append("abandoned")
-            raise
-        return WaitResponse(9)
-
-    def large(self, _request: WaitRequest, call: Call) -> WaitRequest:
-        return WaitRequest(exec_id="x" * 1_000_000)
-
-    def stream(self, stream: Stream) -> Echo:
-        return Echo(stream, self.heard)
-
-    def methods(self) -> dict[str, Method | StreamMethod]:
-        return {
-            "AtOnce": Method(WaitRequest, self.at_once),
-            "Later": Method(WaitRequest, self.later),
-            "Wait": Method(WaitRequest, self.wait, abandon=True),
-            "Large": Method(WaitRequest, self.large),
-            "Stream": StreamMethod(self.stream),
-        }
-
-
-class Served:
-    def __init__(self, directory: Path) -> None:
-        self.path = str(directory / "socket")
-        self.log = directory / "log"
-        self.log.touch()
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(self.path)
-        listener.listen()
-        self.loop = Loop()
-        self.failures: list[Exception] = []
-        self.loop.on_failure = self.failures.append
-        self.service = Service()
-        services = {SERVICE: self.service.methods()}
-        self.server = Server(self.loop, OwnedFd(listener.detach()), services, Log(str(self.log), "test"))
-        self._wake, self._woken = os.pipe()
-        self.loop.watch(self._wake, 1, lambda _events: None)
-        self._thread = threading.Thread(target=self.loop.run)
-        self._thread.start()
-
-    def close(self) -> None:
-        self.loop.stop()
-        os.write(self._woken, b"x")
-        self._thread.join()
-        self.server.close()
-        self.loop.close()
-        os.close(self._wake)
-        os.close(self._woken)
-        assert self.failures == []
-
-    def ask(self, method: str, what: str = "", more: str = "", timeout_s: float = 60) -> WaitResponse:
-        with Client(self.path) as client:
-            return client.request(SERVICE, method, WaitRequest(what, more), WaitResponse, timeout_s)
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    made = Served(tmp_path)
-    yield made
-    made.close()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+from tests.unit.shim.serving import SERVICE, Served, eventually
 
 
 def test_a_handler_may_answer_at_once_or_after_waiting(served: Served) -> None:
@@ -302,57 +158,6 @@ def test_many_calls_in_one_packet_are_all_answered(served: Served) -> None:
         assert len([client.finish(call) for call in calls]) == 500
 
 
-def test_a_caller_that_reads_no_answers_is_not_read_from_and_costs_bounded_memory(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "MAX_UNSENT_BYTES", 2_000_000)
-    request = encode(Request(SERVICE, "Large", b"", 0, []))
-    with socket.socket(socket.AF_UNIX) as greedy, Client(served.path) as polite:
-        greedy.connect(served.path)
-        greedy.setblocking(False)
-        sent = 0
-        refused = 0
-        while refused < 20:
-            try:
-                greedy.send(struct.pack(">IIBB", len(request), 2 * sent + 1, 1, 0) + request)
-                sent += 1
-            except BlockingIOError:
-                refused += 1
-                time.sleep(0.01)
-        held = max(caller.held for caller in served.server.callers.all())
-        assert 2_000_000 <= held < 4_000_000
-        assert polite.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
-
-
-def test_too_many_open_calls_stop_the_reading_until_some_are_answered(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "MAX_OPEN_CALLS", 10)
-    with Client(served.path) as client:
-        calls = [client.begin(SERVICE, "Later", encode(WaitRequest(exec_id="0.2"))) for _ in range(30)]
-        time.sleep(0.1)
-        assert served.service.begun == 10
-        for call in calls:
-            client.finish(call)
-        assert served.service.begun == 30
-
-
-def test_too_many_waits_are_refused_and_other_calls_still_served(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "MAX_OPEN_WAITS", 10)
-    with Client(served.path) as client:
-        calls = [client.begin(SERVICE, "Wait", encode(WaitRequest())) for _ in range(11)]
-        with pytest.raises(RpcError) as failure:
-            client.finish(calls[10])
-        assert failure.value.code == status.RESOURCE_EXHAUSTED
-        served.loop.call_soon(served.service.event.set)
-        assert client.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
-        for call in calls[:10]:
-            client.finish(call)
-        assert client.request(SERVICE, "Wait", WaitRequest(), WaitResponse).exit_status == 9
-
-
 def test_a_peer_of_another_user_is_shut_out(tmp_path: Path, served: Served) -> None:
     if os.geteuid():
         pytest.skip("needs another user's process")
@@ -388,83 +193,6 @@ def test_a_server_knows_when_the_last_caller_has_hung_up(served: Served) -> None
     assert told == []
     second.close()
     eventually(lambda: told == ["deserted"])
-
-
-def raw(path: str) -> socket.socket:
-    made = socket.socket(socket.AF_UNIX)
-    made.settimeout(60)
-    made.connect(path)
-    return made
-
-
-def test_half_frames_of_many_are_held_within_one_limit(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(callers, "MAX_HELD_BYTES", 1_000_000)
-    half = struct.pack(">IIBB", 1_000_000, 1, 1, 0) + bytes(300_000)
-    with Client(served.path) as polite:
-        crowd = [raw(served.path) for _ in range(8)]
-        for each in crowd:
-            each.sendall(half)
-        eventually(lambda: len(served.server.callers) == 4)  # the last three, and the polite one
-        assert served.server.callers.held <= 1_000_000
-        assert polite.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
-        for each in crowd:
-            each.close()
-    eventually(lambda: not served.server.callers)
-    assert served.server.callers.held == 0
-
-
-def test_who_says_nothing_makes_room_for_another(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callers, "MAX_CALLERS", 4)
-    with Client(served.path) as known:
-        assert known.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
-        crowd = [raw(served.path) for _ in range(100)]
-        assert served.ask("AtOnce").exit_status == 7
-        assert known.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
-        for each in crowd:
-            each.close()
-    assert len(served.log.read_bytes().splitlines()) <= 10
-
-
-def test_what_open_calls_have_brought_is_not_kept(served: Served) -> None:
-    padded = encode(WaitRequest()) + b"\xfa\x7f\xa0\x8d\x06" + bytes(100_000)  # a field that nobody knows
-    with Client(served.path) as client:
-        client.begin(SERVICE, "Wait", padded)
-        client.begin(SERVICE, "Later", encode(WaitRequest(exec_id="60")))
-        eventually(lambda: served.server.open_calls.waits and served.server.open_calls.others)
-        (caller,) = served.server.callers.all()
-        assert isinstance(caller, server.Connection)
-        assert [len(each._call.payload) for each in caller._calls.values()] == [0, 4]
-
-
-def test_too_many_open_calls_of_all_are_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_calls, "MAX_WAITS_OF_ALL", 3)
-    with Client(served.path) as first, Client(served.path) as second:
-        calls = [first.begin(SERVICE, "Wait", encode(WaitRequest())) for _ in range(3)]
-        eventually(lambda: served.server.open_calls.waits == 3)
-        with pytest.raises(RpcError) as failure:
-            second.request(SERVICE, "Wait", WaitRequest(), WaitResponse)
-        assert failure.value.code == status.RESOURCE_EXHAUSTED
-        assert second.request(SERVICE, "Later", WaitRequest(), WaitResponse).exit_status == 8
-        served.loop.call_soon(served.service.event.set)
-        assert second.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
-        for call in calls:
-            first.finish(call)
-        assert second.request(SERVICE, "Wait", WaitRequest(), WaitResponse).exit_status == 9
-    assert (served.server.open_calls.waits, served.server.open_calls.others) == (0, 0)
-
-
-def test_too_much_brought_by_open_calls_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_calls, "MAX_CALL_BYTES_OF_ALL", 50_000)
-    large = WaitRequest("x" * 60_000, "0.2")
-    with Client(served.path) as client:
-        first = client.begin(SERVICE, "Later", encode(large))
-        with pytest.raises(RpcError, match="have brought 60"):
-            client.request(SERVICE, "Later", large, WaitResponse)
-        assert client.request(SERVICE, "Later", WaitRequest(), WaitResponse).exit_status == 8
-        client.finish(first)
-        assert client.request(SERVICE, "Later", large, WaitResponse).exit_status == 8
 
 
 def test_what_is_over_goes_at_once_and_not_with_a_collection(served: Served) -> None:

@@ -181,7 +181,7 @@ def join(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, theirs: str, ours: str, root: str = "/"
 ) -> dict[str, str]:
     texts = {"/proc/7/cgroup": theirs, "/proc/self/cgroup": ours}
-    monkeypatch.setattr(start_request, "_read", lambda path: texts[path].encode())
+    monkeypatch.setattr(start_request, "read_whole", lambda path: texts[path].encode())
     start_request._join_cgroups(7, layout(tmp_path, root))
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_text()]
     return {str(path.relative_to(tmp_path)): path.read_text() for path in files}
