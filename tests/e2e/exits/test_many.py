@@ -19,7 +19,7 @@ CLIENTS = 4
 
 def test_every_exit_code_is_right_and_told_once(door: Door) -> None:
     """Most run /bin/true; by chance some end with another code or by a signal."""
-    door.run("c1", ["sleep", "1000"])
+    door.run("c1", ["sleep", "1000000"])
     wrong: list[str] = []
 
     def client(number: int) -> None:
@@ -30,7 +30,7 @@ def test_every_exit_code_is_right_and_told_once(door: Door) -> None:
 
     def run(number: int) -> None:
         chance = random.Random(SEED * CLIENTS + number)
-        calls = Calls(door.address)
+        calls = lines[number]
         for serial in range(EXITS // CLIENTS):
             exec_id = f"e{number}-{serial}"
             wanted, args = 0, ["/bin/true"]
@@ -44,13 +44,15 @@ def test_every_exit_code_is_right_and_told_once(door: Door) -> None:
             deleted = calls.delete("c1", exec_id)
             if (seen, deleted.exit_status) != (wanted, wanted):
                 wrong.append(f"{exec_id}: {wanted}, but {seen} by Wait, {deleted.exit_status} by Delete")
-        calls.client.close()
 
+    lines = [Calls(door.address) for _ in range(CLIENTS)]
     threads = [threading.Thread(target=client, args=(number,)) for number in range(CLIENTS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    for line in lines:
+        line.client.close()
     assert wrong == []
     told = [f"exit e{number}-{serial}" for number in range(CLIENTS) for serial in range(EXITS // CLIENTS)]
     wait_for_events(door, len(told))
