@@ -11,7 +11,7 @@ import os
 import sys
 
 from runtime.errors import ManorError, describe
-from runtime.linux import process, title
+from runtime.linux import image, process, title
 from runtime.linux.fds import OwnedFd, send_with_fds
 from runtime.stages import seal
 from shim.fingerprint import code_version
@@ -56,7 +56,7 @@ def begin(channel: int, code: str, *arguments: str) -> NoReturn:
     environ = {name: value for name, value in os.environ.items() if name.startswith(KEEPS)}
     os.set_inheritable(channel, True)
     try:
-        seal.execute(command, environ)
+        seal.execute(command, environ | image.ENVIRONMENT)
     except OSError:
         go_on(command[command.index(code) + 1 :])
 

@@ -83,6 +83,8 @@ class House:
         gc.disable()  # as long as we import: nothing of it will ever be garbage
         process.set_dumpable(False)
         self.seal = seal.arrive()
+        for name in image.ENVIRONMENT:
+            os.environ.pop(name, None)
         self.environ = dict(os.environ)  # ours; that of a shim is its launcher's
         os.environ.clear()
         self.layout = _layout()

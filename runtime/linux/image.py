@@ -24,6 +24,10 @@ from runtime.linux.ffi import Array, PyDLL, c_long, get_errno
 _ROOM = 24 << 20  # for all that is ever imported: of addresses, memory is taken when it is used
 _PAGE = posix.sysconf("SC_PAGE_SIZE")
 
+# What a process that will have an image is executed with. glibc keeps freed blocks apart, seven of each of 64 sizes,
+# and they never become one with the free memory beside them: a heap that sees many sizes grows until all are there.
+ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3), and what glibc begins with:
 _TRIM_THRESHOLD, _MMAP_MAX = 128 << 10, 65536
 _NEVER = (1 << 31) - 1

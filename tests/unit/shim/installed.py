@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 
 # What answers instead of shim.daemon; its first argument says what to do.
 DAEMON = '''
-import _signal, os, resource, sys, time
+import _signal, ctypes, os, resource, sys, time
 
 def run(request):
     if request.argv[1] not in ("stdin", "crash-with-stdin"):
@@ -44,7 +44,7 @@ def say(request):
         "signals": [line.split() for line in status.splitlines() if line.startswith(("SigBlk", "SigCgt"))],
         "wakeup_fd": _signal.set_wakeup_fd(-1),
         "cgroup": open("/proc/self/cgroup").read(), "modules": sorted(sys.modules),
-        "anonymous_kb": anonymous(),
+        "anonymous_kb": anonymous(), "kept_apart": kept_apart(),
     }
     request.reply.send(0, repr(facts).encode())
 
@@ -52,6 +52,20 @@ def anonymous():
     for line in open("/proc/self/smaps_rollup"):
         if line.startswith("Anonymous:"):
             return int(line.split()[1])
+
+def kept_apart():
+    # What malloc holds of blocks of many sizes that have been freed, in bytes; None without a C library that tells.
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo"):
+        return None
+    class Info(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_int) for name in "abcdefghij"]
+    libc.mallinfo.restype, libc.malloc.restype, libc.free.argtypes = Info, ctypes.c_void_p, [ctypes.c_void_p]
+    before = libc.mallinfo().h  # uordblks
+    for size in range(544, 1024, 16):
+        for block in [libc.malloc(size) for _ in range(7)]:
+            libc.free(block)
+    return libc.mallinfo().h - before
 
 def link(fd):
     try:

@@ -61,6 +61,11 @@ def test_arguments_and_environment_arrive_as_they_were_given(manor: Manor) -> No
     assert facts["os.environ"] == {}
 
 
+def test_memory_that_a_shim_has_freed_is_not_kept_apart_by_its_size(manor: Manor) -> None:
+    kept = manor.say()["kept_apart"]
+    assert kept is None or kept < 16 << 10  # and 164 KB of seven blocks of each size
+
+
 def test_a_request_may_be_larger_than_a_message(manor: Manor) -> None:
     environ = manor.environ | {f"V{number}": f"{number}" * 100_000 for number in range(10)}
     manor.say()  # the warden's environment is not to be what is compared
