@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DEFAULT_ERRNO = errno.EIO
 LONGEST_S = 3600.0
 
-_SHARED_JOINS = tuple(f"join {kind} namespace" for kind in ("network", "ipc", "uts"))
+_SHARED_JOINS = tuple([f"join {kind} namespace" for kind in ("network", "ipc", "uts")])
 _JOIN_CGROUP = ("enter cpuset of the initial CPUs", "join cgroup", "set cpu affinity")
 # Of init, or of the intermediate process where init is to be born into a PID namespace of others.
 _WORLD = (

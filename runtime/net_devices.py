@@ -109,7 +109,7 @@ def move(plans: tuple[DevicePlan, ...], netns_fd: int) -> tuple[MovedDevice, ...
     if not plans or _is_ours(netns_fd):
         return ()
     with _opened() as here, _opened(netns_fd) as there:
-        leaving = tuple(_look_at(here, plan) for plan in _name_all(there, plans))
+        leaving = tuple([_look_at(here, plan) for plan in _name_all(there, plans)])
         encode(leaving)  # too long a text is an error of now, not of half a move
         moved: list[MovedDevice] = []
         try:
@@ -170,7 +170,7 @@ def _look_at(here: Netlink, plan: DevicePlan) -> MovedDevice:
     try:
         link = here.link(plan.name)
         # Before it goes down: that alone takes IPv6 addresses away.
-        addresses = tuple(_to_keep(address) for address in here.addresses(link.index) if _is_kept(address))
+        addresses = tuple([_to_keep(address) for address in here.addresses(link.index) if _is_kept(address)])
     except OSError as error:
         raise _failure("look up", plan, error) from error
     return MovedDevice(plan.name, plan.target, link.index, addresses, link.is_up)
@@ -304,14 +304,14 @@ def _shown(family: int, packed: bytes) -> str:
 def decode(text: str) -> tuple[MovedDevice, ...]:
     """The devices in a text of `encode`. NetDeviceError when it is none."""
     try:
-        return tuple(_decode_device(line) for line in text.split("\n") if line)
+        return tuple([_decode_device(line) for line in text.split("\n") if line])
     except (ValueError, OSError) as error:
         raise NetDeviceError(f"read moved network devices: {error}") from error
 
 
 def _decode_device(line: str) -> MovedDevice:
     name, target, index, *addresses = line.split(" ")
-    return MovedDevice(name, target, int(index), tuple(_decode_address(text) for text in addresses))
+    return MovedDevice(name, target, int(index), tuple([_decode_address(text) for text in addresses]))
 
 
 def _decode_address(text: str) -> Address:

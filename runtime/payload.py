@@ -52,7 +52,7 @@ def prepare(args: tuple[str, ...], env: tuple[str, ...]) -> Program:
     """
     environment = prepare_environment(env, own_home)
     path = find_program(args[0], environment.get(b"PATH", b""))
-    return Program(path, tuple(_encode(argument) for argument in args), environment)
+    return Program(path, tuple([_encode(argument) for argument in args]), environment)
 
 
 def execute(program: Program) -> NoReturn:

@@ -35,7 +35,7 @@ class RecordType(type):
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> RecordType:
         """The class, with what its body left out."""
         annotations = namespace.get("__annotations__", {})
-        own = tuple(field for field in annotations if not _is_class_variable(annotations[field]))
+        own = tuple([field for field in annotations if not _is_class_variable(annotations[field])])
         inherited: tuple[str, ...] = ()
         defaults: dict[str, Any] = {}
         for base in bases:

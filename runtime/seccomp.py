@@ -123,7 +123,7 @@ def unknown_syscalls(profile: Seccomp) -> tuple[str, ...]:
     _open_library()
     native = linux.native_architecture()
     names = dict.fromkeys(name for rule in profile.syscalls for name in rule.names)
-    return tuple(name for name in names if linux.resolve(name, native) is None)
+    return tuple([name for name in names if linux.resolve(name, native) is None])
 
 
 def _open_library() -> None:
@@ -197,12 +197,12 @@ def _architectures(profile: Seccomp) -> tuple[int, ...]:
 
 def _add_rule(compiler: linux.Compiler, rule: SeccompRule, path: str, default: int, native: int) -> None:
     action = _action(rule.action, rule.errno_ret, f"{path}.action")
-    conditions = tuple(_condition(argument, f"{path}.args[{i}]") for i, argument in enumerate(rule.args))
+    conditions = tuple([_condition(argument, f"{path}.args[{i}]") for i, argument in enumerate(rule.args)])
     indexes = [condition[0] for condition in conditions]
     # Comparisons of one rule must all hold. libseccomp takes one for each argument; a rule with two for
     # the same argument has always meant "either" to runc, and profiles rely on that.
     either = len(set(indexes)) < len(indexes)
-    groups = tuple((condition,) for condition in conditions) if either else (conditions,)
+    groups = tuple([(condition,) for condition in conditions]) if either else (conditions,)
     if action == default:
         return  # says nothing new, and libseccomp refuses it
     for name in rule.names:
@@ -275,13 +275,15 @@ def cached(profile: Seccomp, directory: str) -> Filter:
 def canonical(profile: Seccomp) -> bytes:
     """What decides about the filter of `profile`, as bytes that are equal for equal profiles only."""
     rules = tuple(
-        (
-            rule.names,
-            rule.action,
-            rule.errno_ret,
-            tuple((a.index, a.op, a.value, a.value_two) for a in rule.args),
-        )
-        for rule in profile.syscalls
+        [
+            (
+                rule.names,
+                rule.action,
+                rule.errno_ret,
+                tuple([(a.index, a.op, a.value, a.value_two) for a in rule.args]),
+            )
+            for rule in profile.syscalls
+        ]
     )
     parts = (profile.default_action, profile.default_errno_ret, profile.architectures, profile.flags, rules)
     return repr(parts).encode("utf-8", "surrogateescape")

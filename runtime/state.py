@@ -245,7 +245,7 @@ def salvage(root: str, container_id: str) -> State | None:
     try:
         value = parse(_read(root, container_id))
         pid, started, path = value["pid"], value["start_time"], value["cgroups_path"]
-        directories = tuple((str(name), str(place)) for name, place in value["cgroup_directories"])
+        directories = tuple([(str(name), str(place)) for name, place in value["cgroup_directories"]])
         unit, bundle = value.get("unit", ""), value.get("bundle", "")
     except NotFound:
         raise
@@ -292,8 +292,10 @@ def _check_format(container_id: str, version: object) -> None:
 def _from_json(value: Any) -> State:
     """What a later version has added is left out: a field that must not be would have raised FORMAT."""
     value = {name: field for name, field in value.items() if name in State.FIELD_NAMES}
-    value["cgroup_directories"] = tuple((str(name), str(path)) for name, path in value["cgroup_directories"])
-    value["stdio"] = tuple(str(name) for name in value["stdio"])
+    value["cgroup_directories"] = tuple(
+        [(str(name), str(path)) for name, path in value["cgroup_directories"]]
+    )
+    value["stdio"] = tuple([str(name) for name in value["stdio"]])
     state = State(**value)
     for number in (state.pid, state.start_time, state.namespaces):
         if type(number) is not int or number < 0:

@@ -63,7 +63,7 @@ def _hooks_to_json(hooks: Hooks) -> dict[str, list[dict[str, Any]]]:
 
 
 def _hooks_from_json(said: dict[str, list[dict[str, Any]]]) -> Hooks:
-    return Hooks(**{moment: tuple(_hook(each) for each in listed) for moment, listed in said.items()})
+    return Hooks(**{moment: tuple([_hook(each) for each in listed]) for moment, listed in said.items()})
 
 
 def _hook(said: dict[str, Any]) -> Hook:

@@ -76,7 +76,7 @@ def parse(name: str, uri: str) -> Destination:
     if not path.startswith("/") or "\0" in path:
         raise InvalidArgument(f"open {name} {uri}: the path must be absolute")
     pairs = [pair.partition("=") for pair in query.split("&") if pair]
-    parameters = tuple((_query_word(key), _query_word(value)) for key, _, value in pairs)
+    parameters = tuple([(_query_word(key), _query_word(value)) for key, _, value in pairs])
     if any("\0" in word for pair in parameters for word in pair):
         raise InvalidArgument(f"open {name} {uri}: a parameter has a null byte")
     destination = Destination(scheme, path, parameters)

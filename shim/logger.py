@@ -126,7 +126,7 @@ class Logger:
     def _spawn(self, owner: Owner, owned: Sequence[OwnedFd]) -> Channel:
         near, far = channel_pair("main", LOGGER)
         environment = {"CONTAINER_ID": owner.id, "CONTAINER_NAMESPACE": owner.namespace}
-        fds = tuple(fd.fileno() for fd in owned)
+        fds = tuple([fd.fileno() for fd in owned])
 
         def become(step: Step) -> None:
             step.begin("execve", self._path)

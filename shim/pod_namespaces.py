@@ -116,10 +116,10 @@ def _set_up(step: Step, plan: PodPlan, prepare: Callable[[], None], main: Channe
     step.begin("write sysctls")
     apply_sysctls(plan.sysctls)
     step.begin("hand over", "namespaces")
-    names = tuple(name for name in plan.own if name != "pid")
+    names = tuple([name for name in plan.own if name != "pid"])
     paths = [f"/proc/self/ns/{KINDS[name][1]}" for name in names]
     opened = [OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) for path in paths]
-    main.send(Ready(fds=names), tuple(fd.fileno() for fd in opened))
+    main.send(Ready(fds=names), tuple([fd.fileno() for fd in opened]))
 
 
 def _enter_user_namespace(step: Step, plan: PodPlan, network: OwnedFd | None, main: Channel) -> None:

@@ -150,7 +150,7 @@ def plan_pod(request: CreateSandboxRequest) -> PodPlan:
 
 
 def _id_mappings(asked: Sequence[pod_config.IdMapping]) -> tuple[IdMapping, ...]:
-    return tuple(IdMapping(each.container_id, each.host_id, each.length) for each in asked)
+    return tuple([IdMapping(each.container_id, each.host_id, each.length) for each in asked])
 
 
 def _config_of(request: CreateSandboxRequest) -> PodSandboxConfig:
@@ -164,7 +164,7 @@ def _config_of(request: CreateSandboxRequest) -> PodSandboxConfig:
 
 def _sysctls(own: tuple[str, ...], netns_path: str, asked: Mapping[str, str]) -> tuple[SysctlWrite, ...]:
     namespaces = tuple(
-        Namespace(name, netns_path or None if name == "network" else None) for name in own if name != "pid"
+        [Namespace(name, netns_path or None if name == "network" else None) for name in own if name != "pid"]
     )
     wanted = dict(asked)
     if "network" in own:

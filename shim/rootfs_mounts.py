@@ -54,7 +54,7 @@ class MountStep(Record):
 
 def plan(mounts: Sequence[Mount], rootfs: str) -> tuple[AnyStep, ...]:
     """What to call for `mounts` below `rootfs`, in order. MountError for what can't be mounted there."""
-    return tuple(_plan_one(mount, rootfs) for mount in mounts)
+    return tuple([_plan_one(mount, rootfs) for mount in mounts])
 
 
 def _plan_one(mount: Mount, rootfs: str) -> AnyStep:

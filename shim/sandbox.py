@@ -205,7 +205,7 @@ class Sandbox:
         if self.landlord is not None:
             paths["pid"] = self.landlord.path_of_pid_namespace()
         shm = self.files.shm if "ipc" in self.plan.own else ""
-        fds = tuple(fd.fileno() for fd in self._namespaces.values())
+        fds = tuple([fd.fileno() for fd in self._namespaces.values()])
         return Tenancy(self.pid, paths, self.files.sources(), shm, self.plan.private_pids, fds)
 
     def namespaces(self) -> dict[str, str]:

@@ -175,7 +175,7 @@ def receive(connection: OwnedFd, seal: Seal, layout: Layout | None = None) -> St
         texts = data.split(b"\0")
         count = int(texts[0])
         cwd_fd, stdin = fds
-        argv = tuple(os.fsdecode(text) for text in texts[1 : 1 + count])
+        argv = tuple([os.fsdecode(text) for text in texts[1 : 1 + count]])
         origin = Origin(seal, os.fsdecode(texts[1 + count]))
     except (ValueError, IndexError):
         close_all(fds)

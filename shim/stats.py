@@ -53,6 +53,6 @@ def convert(kind: type[M], record: object) -> M:
         if field.kind == MESSAGE:
             value = convert(field.of, value)
         elif field.kind == MESSAGES:
-            value = tuple(convert(field.of, one) for one in value)
+            value = tuple([convert(field.of, one) for one in value])
         values[field.name] = value
     return kind(**values)

@@ -350,7 +350,7 @@ def furnish(
 def _dispensable(layout: Layout, rootless: bool, anywhere: bool) -> tuple[str, ...]:
     """Names of what we do without where we may not write: beside v1 controllers v2 limits nothing."""
     if anywhere:
-        return tuple(each.name for each in layout.hierarchies)
+        return tuple([each.name for each in layout.hierarchies])
     return (UNIFIED,) if rootless and layout.mode != UNIFIED else ()
 
 

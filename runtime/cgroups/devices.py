@@ -121,7 +121,7 @@ def _keys(field: str, rule: DeviceRule) -> tuple[DeviceKey, ...]:
             raise ConfigError(f"{field}.{name}", f"{number} is no device number")
     major, minor = (None if number == -1 else number for number in (rule.major, rule.minor))
     types = {"a": ("b", "c"), "u": ("c",)}.get(rule.type, (rule.type,))
-    return tuple(DeviceKey(each, major, minor) for each in types)
+    return tuple([DeviceKey(each, major, minor) for each in types])
 
 
 def _apply(

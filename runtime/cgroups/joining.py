@@ -65,7 +65,7 @@ class Join:
 
     def fds(self) -> tuple[int, ...]:
         """The numbers a child must keep open until it has joined."""
-        return tuple(fd.fileno() for fd in self.v1_tasks)
+        return tuple([fd.fileno() for fd in self.v1_tasks])
 
     def into_leaf(self, directory: OwnedFd) -> Join:
         """The same with `directory` for its v2 cgroup. Both share the rest, and only this one closes it."""

@@ -75,7 +75,7 @@ class Layout(Record):
     @property
     def v1(self) -> tuple[Hierarchy, ...]:
         """The v1 hierarchies, named ones included."""
-        return tuple(hierarchy for hierarchy in self.hierarchies if hierarchy.version == 1)
+        return tuple([hierarchy for hierarchy in self.hierarchies if hierarchy.version == 1])
 
     def places(self, path: str) -> Places:
         """The directory of the cgroup `path`, and the version, for each controller of this machine."""
@@ -87,7 +87,7 @@ class Layout(Record):
 
     def view(self) -> CgroupView:
         """This layout as rootfs planning needs it."""
-        mounts = tuple((each.name, each.mountpoint, each.version) for each in self.hierarchies)
+        mounts = tuple([(each.name, each.mountpoint, each.version) for each in self.hierarchies])
         return CgroupView(mode=self.mode, mounts=mounts)
 
 
@@ -98,7 +98,7 @@ def detect_layout(mountinfo: str = "/proc/self/mountinfo") -> Layout:
     """
     with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
         hierarchies = parse_mountinfo(file.read())
-    completed = tuple(_with_v2_controllers(each) if each.version == 2 else each for each in hierarchies)
+    completed = tuple([_with_v2_controllers(each) if each.version == 2 else each for each in hierarchies])
     return make_layout(completed)
 
 
@@ -158,7 +158,7 @@ def _parse_mount(line: str) -> Hierarchy | None:
     if tail[0] == "cgroup2":
         return Hierarchy(name="unified", controllers=(), mountpoint=mountpoint, version=2, root=root)
     options = tail[2].split(",")
-    controllers = tuple(name for name in options if name in _V1_CONTROLLERS or name.startswith("name="))
+    controllers = tuple([name for name in options if name in _V1_CONTROLLERS or name.startswith("name=")])
     if not controllers:
         return None
     name = ",".join(controllers)

@@ -115,7 +115,7 @@ class Leaf:
             if error.errno in _GONE:
                 return None
             raise
-        return CpuTime(*(counted.get(f"{name}_usec", 0) for name in ("usage", "user", "system")))
+        return CpuTime(*[counted.get(f"{name}_usec", 0) for name in ("usage", "user", "system")])
 
     def remove(self) -> bool:
         """Remove it with the cgroups that were made in it, once; OSError.

@@ -175,9 +175,11 @@ _MEMORY_KEYS = {
     "hierarchical_swap_limit": "hierarchical_memsw_limit",
 }
 _MEMORY_FIELDS = tuple(
-    (field, _MEMORY_KEYS.get(field, field))
-    for field in MemoryStat.FIELD_NAMES
-    if field not in ("usage", "swap", "kernel", "kernel_tcp")
+    [
+        (field, _MEMORY_KEYS.get(field, field))
+        for field in MemoryStat.FIELD_NAMES
+        if field not in ("usage", "swap", "kernel", "kernel_tcp")
+    ]
 )
 
 
@@ -223,12 +225,12 @@ def _cpu(places: Places) -> CPUStat | None:
             total=number(f"{directory}/cpuacct.usage"),
             kernel=split.get("system", 0) * _TICK_NS,
             user=split.get("user", 0) * _TICK_NS,
-            per_cpu=tuple(int(each) for each in text(f"{directory}/cpuacct.usage_percpu").split()),
+            per_cpu=tuple([int(each) for each in text(f"{directory}/cpuacct.usage_percpu").split()]),
         )
     if "cpu" in places:
         counts = parse_pairs(text(f"{places['cpu'][0]}/cpu.stat"))
         names = ("nr_periods", "nr_throttled", "throttled_time")
-        throttling = Throttle(*(counts.get(name, 0) for name in names))
+        throttling = Throttle(*[counts.get(name, 0) for name in names])
     return CPUStat(usage, throttling)
 
 
@@ -255,7 +257,7 @@ def _memory_entry(prefix: str) -> MemoryEntry:
 
 def _oom_control(directory: str) -> MemoryOomControl:
     counts = parse_pairs(text(f"{directory}/memory.oom_control"))
-    return MemoryOomControl(*(counts.get(name, 0) for name in MemoryOomControl.FIELD_NAMES))
+    return MemoryOomControl(*[counts.get(name, 0) for name in MemoryOomControl.FIELD_NAMES])
 
 
 def _block_io(directory: str) -> BlkIOStat:
@@ -316,7 +318,7 @@ def page_sizes() -> tuple[str, ...]:
         names = os.listdir(_HUGEPAGES)
     except OSError:
         return ()
-    return tuple(_size_name(int(name[len("hugepages-") : -len("kB")])) for name in sorted(names))
+    return tuple([_size_name(int(name[len("hugepages-") : -len("kB")])) for name in sorted(names)])
 
 
 def _size_name(kilobytes: int) -> str:

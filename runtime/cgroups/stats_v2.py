@@ -147,8 +147,8 @@ class Metrics(Record):
 
 
 _BESIDE_STAT = ("usage", "usage_limit", "swap_usage", "swap_limit", "max_usage", "swap_max_usage", "psi")
-_MEMORY_FIELDS = tuple(field for field in MemoryStat.FIELD_NAMES if field not in _BESIDE_STAT)
-_CPU_FIELDS = tuple(field for field in CPUStat.FIELD_NAMES if field != "psi")
+_MEMORY_FIELDS = tuple([field for field in MemoryStat.FIELD_NAMES if field not in _BESIDE_STAT])
+_CPU_FIELDS = tuple([field for field in CPUStat.FIELD_NAMES if field != "psi"])
 _IO_KEYS = ("rbytes", "wbytes", "rios", "wios")
 
 
@@ -160,7 +160,7 @@ def read(directory: str) -> Metrics:
         memory=_memory(directory),
         rdma=rdma(directory),
         io=IOStat(_io(directory), _pressure(f"{directory}/io.pressure")),
-        hugetlb=tuple(_hugetlb(directory, size) for size in page_sizes()),
+        hugetlb=tuple([_hugetlb(directory, size) for size in page_sizes()]),
         memory_events=_memory_events(directory),
     )
 
@@ -193,7 +193,7 @@ def _memory(directory: str) -> MemoryStat:
 
 def _memory_events(directory: str) -> MemoryEvents | None:
     counts = parse_pairs(text(f"{directory}/memory.events"))
-    return MemoryEvents(*(counts.get(name, 0) for name in MemoryEvents.FIELD_NAMES)) if counts else None
+    return MemoryEvents(*[counts.get(name, 0) for name in MemoryEvents.FIELD_NAMES]) if counts else None
 
 
 def _io(directory: str) -> tuple[IOEntry, ...]:

@@ -172,7 +172,7 @@ def rounded(writes: Iterable[Write], current: Current = FRESH) -> tuple[Write, .
     """`writes` with the CPU quota that systemd would make of it, so that it stays the same when systemd reloads."""
     listed = list(writes)
     period = next((int(each.value) for each in listed if each.file == "cpu.cfs_period_us"), 0)
-    return tuple(_rounded(write, period or current.cpu_period) for write in listed)
+    return tuple([_rounded(write, period or current.cpu_period) for write in listed])
 
 
 def _rounded(write: Write, period_v1: int) -> Write:

@@ -51,7 +51,7 @@ def _call(name: str, *arguments: int | _Longs) -> int:
     """A function of C's or Python's library. AttributeError if there is none of that name."""
     function = _all_loaded[name]
     function.restype = c_long
-    got: int = function(*(c_long(each) if isinstance(each, int) else each for each in arguments))
+    got: int = function(*[c_long(each) if isinstance(each, int) else each for each in arguments])
     return got
 
 

@@ -155,9 +155,11 @@ class Netlink:
             except Interrupted:
                 continue
             return tuple(
-                _parse_address(answer)
-                for kind, answer in answers
-                if kind == _RTM_NEWADDR and _address_index(answer) == index
+                [
+                    _parse_address(answer)
+                    for kind, answer in answers
+                    if kind == _RTM_NEWADDR and _address_index(answer) == index
+                ]
             )
         raise OSError(errno.EAGAIN, f"netlink: get addresses of device {index}: they keep changing")
 

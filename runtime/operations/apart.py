@@ -232,6 +232,6 @@ def _adopt(host: Host, request: ApartRequest, message: Created, fds: list[OwnedF
     cgroup = reopen(host.layout, said["cgroup"], host.systemd)
     container = Container(host, request.id, request.bundle, launched, cgroup, terms.from_json(said["terms"]))
     container.start_time, container.created = said["start_time"], said["created"]
-    container.marks = tuple((step, when) for step, when in said["marks"])
+    container.marks = tuple([(step, when) for step, when in said["marks"]])
     container.become(state.CREATED)
     return container

@@ -145,7 +145,9 @@ def _bring_up(
         launched.warnings += plan.process.credentials.warnings + untold(request.spec)
         if host.systemd is not None and cgroup.unit:
             refused = host.systemd().refused_annotations(request.spec.annotations or {})
-            launched.warnings += tuple(f"annotation {name}: this property is not allowed" for name in refused)
+            launched.warnings += tuple(
+                [f"annotation {name}: this property is not allowed" for name in refused]
+            )
         if attendance.rdt is not None:
             said = replace(said, rdt=attendance.rdt)
         container = Container(host, request.id, request.bundle, launched, cgroup, said)

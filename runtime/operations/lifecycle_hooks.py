@@ -33,13 +33,13 @@ def hooks_to_keep(spec: Spec) -> Hooks | None:
 
 def environment() -> tuple[str, ...]:
     """Our own, which a hook of the runtime's namespaces has if it names none."""
-    return tuple(f"{name}={value}" for name, value in os.environ.items())
+    return tuple([f"{name}={value}" for name, value in os.environ.items()])
 
 
 def programs_environment(env: tuple[str, ...]) -> tuple[str, ...]:
     """The one that the container's program will have, as `env` entries."""
     return tuple(
-        os.fsdecode(name + b"=" + value) for name, value in prepare_environment(env, own_home).items()
+        [os.fsdecode(name + b"=" + value) for name, value in prepare_environment(env, own_home).items()]
     )
 
 

@@ -115,5 +115,5 @@ def complete(stdio: Stdio) -> tuple[Stdio, OwnedFd | None]:
     if min(stdio.stdin, stdio.stdout, stdio.stderr) >= 0:
         return stdio, None
     null = OwnedFd(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-    given = (number if number >= 0 else null.fileno() for number in (stdio.stdin, stdio.stdout, stdio.stderr))
+    given = [number if number >= 0 else null.fileno() for number in (stdio.stdin, stdio.stdout, stdio.stderr)]
     return Stdio(*given), null

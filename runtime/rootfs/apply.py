@@ -60,7 +60,7 @@ class MountedRoot:
 
     def filenos(self) -> tuple[int, ...]:
         """The descriptors that whoever goes on with it needs."""
-        late = tuple(mount.fileno() for mount in self.late_read_only)
+        late = tuple([mount.fileno() for mount in self.late_read_only])
         return (
             (self.root.fileno(), *late)
             if self.null is None

@@ -25,15 +25,17 @@ class DeviceNode(Record):
 
 _NODE_KINDS = {"b": stat.S_IFBLK, "c": stat.S_IFCHR, "u": stat.S_IFCHR, "p": stat.S_IFIFO}
 _DEFAULT_DEVICES = tuple(
-    DeviceNode(f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor)
-    for name, major, minor in (
-        ("null", 1, 3),
-        ("random", 1, 8),
-        ("full", 1, 7),
-        ("tty", 5, 0),
-        ("zero", 1, 5),
-        ("urandom", 1, 9),
-    )
+    [
+        DeviceNode(f"/dev/{name}", stat.S_IFCHR | 0o666, major, minor)
+        for name, major, minor in (
+            ("null", 1, 3),
+            ("random", 1, 8),
+            ("full", 1, 7),
+            ("tty", 5, 0),
+            ("zero", 1, 5),
+            ("urandom", 1, 9),
+        )
+    ]
 )  # config-linux.md, "Default Devices"; /dev/console and /dev/ptmx are made otherwise
 
 

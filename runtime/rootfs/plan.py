@@ -280,7 +280,7 @@ def _plan_filesystem(path: str, mount: Mount, options: MountOptions, label: str 
     )
     if late:  # other mounts' places and device nodes are still to be made in it
         attributes &= ~m.MOUNT_ATTR_RDONLY
-        settings = tuple(each for each in settings if each != ("ro", None))
+        settings = tuple([each for each in settings if each != ("ro", None)])
     return FilesystemStep(
         path=path,
         destination=mount.destination,

@@ -29,8 +29,10 @@ INIT = "2:INIT"
 HOOK = "HOOK"
 PLACEHOLDER = "SCOPE"
 
-_ALL_SIGNALS = tuple(number for number in range(1, _signal.NSIG) if number not in (32, 33))  # glibc keeps two
-_RESETTABLE = tuple(number for number in _ALL_SIGNALS if number not in (_signal.SIGKILL, _signal.SIGSTOP))
+_ALL_SIGNALS = tuple(
+    [number for number in range(1, _signal.NSIG) if number not in (32, 33)]
+)  # glibc keeps two
+_RESETTABLE = tuple([number for number in _ALL_SIGNALS if number not in (_signal.SIGKILL, _signal.SIGSTOP)])
 
 
 class Step:

@@ -104,13 +104,13 @@ class MessageType(type):
 
     def __new__(mcs, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> MessageType:
         """The class; what the interpreter notes about a body for debuggers is left out."""
-        fields = tuple(value for value in namespace.values() if isinstance(value, Field))
+        fields = tuple([value for value in namespace.values() if isinstance(value, Field)])
         body = {key: value for key, value in namespace.items() if key not in _LEFT_OUT}
         for key, value in namespace.items():
             if isinstance(value, Field):
                 value.name = key
                 del body[key]
-        body["__slots__"] = tuple(field.name for field in fields)
+        body["__slots__"] = tuple([field.name for field in fields])
         body["FIELDS"] = fields
         body["BY_TAG"] = _by_tag(fields)
         return super().__new__(mcs, name, bases, body)

@@ -215,7 +215,7 @@ class ServerConnection:
             request = decode(Request, payload)
         except CodecError as error:
             return self._refuse(frame.stream_id, INVALID_ARGUMENT, f"undecodable request: {error}")
-        metadata = tuple((pair.key, pair.value) for pair in request.metadata)
+        metadata = tuple([(pair.key, pair.value) for pair in request.metadata])
         if sum(len(key) + len(value) for key, value in metadata) > MAX_METADATA_BYTES:
             text = f"metadata of more than {MAX_METADATA_BYTES} bytes"
             return self._refuse(frame.stream_id, RESOURCE_EXHAUSTED, text)
