@@ -1,6 +1,7 @@
 """A private containerd: own root, state, sockets, network and cgroup parent; nothing of the machine's is touched.
 
-Two versions: Debian's 1.6, which knows a shim by a plain address, and 2.3, which speaks a bootstrap protocol.
+Two versions: Debian's 1.6, which knows a shim by a plain address, and 2.3, which speaks a bootstrap protocol. Others,
+named in full, in `$MANOR_CONTAINERDS` (separated by commas): they are built when they are first asked for.
 A node can be killed and started again, and can live in a mount namespace of its own where another
 /proc/cmdline is seen.
 """
@@ -21,7 +22,14 @@ from tests.harness.instances import Instance, spawn, stop
 from tests.harness.paths import SHIM
 from tests.harness.registry import PAUSE, Registry
 
-VERSIONS = ("1.6", "2.3")
+_ALWAYS = ("1.6", "2.3")
+_CHOSEN = os.environ.get("MANOR_CONTAINERDS", "")
+VERSIONS = tuple(_CHOSEN.split(",")) if _CHOSEN else _ALWAYS
+
+
+def like(version: str) -> str:
+    """Which of the two versions that are always there another one is like, as far as tests need to tell."""
+    return _ALWAYS[0] if version.startswith("1.") else _ALWAYS[1]
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,16 @@ class Binaries:
 
 
 def binaries(version: str) -> Binaries:
-    """The programs of a version. ToolError if they have not been made yet."""
+    """The programs of a version. ToolError if those that are always there have not been made yet."""
     runc = tools.program(tools.RUNC_1, "runc").parent
     if version == "1.6":
         daemon = tools.debian_program("containerd")
-    else:
+    elif version == "2.3":
         daemon = tools.program(tools.CONTAINERD_2, "containerd")
+    else:
+        other = tools.other_containerd(version)
+        tools.ensure_built(other)
+        daemon = tools.program(other, "containerd")
     # Whatever comes first in the path wins: that version's own runc shim, and never the machine's runc.
     path = f"{daemon.parent}:{os.environ.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}"
     return Binaries(daemon, daemon.parent / "ctr", f"{runc}:{path}")
@@ -138,7 +150,7 @@ class Containerd:
     ) -> None:
         self.version = version
         self.binaries = binaries(version)
-        self.handlers = [one for one in handlers.available() if version != "1.6" or not one.sandboxer]
+        self.handlers = [one for one in handlers.available() if like(version) != "1.6" or not one.sandboxer]
         self.instance = Instance.create()
         directory = self.instance.directory
         self.root, self.state = directory / "root", directory / "state"
@@ -162,7 +174,7 @@ class Containerd:
         self._programs = directory / "bin"  # containerd 1.6 finds a shim by PATH only
         self._programs.mkdir()
         (self._programs / SHIM.name).symlink_to(self._shim)
-        template = CONFIGURATION_2 if self.version == "1.6" else CONFIGURATION_3
+        template = CONFIGURATION_2 if like(self.version) == "1.6" else CONFIGURATION_3
         text = template.format(
             root=self.root,
             state=self.state,
@@ -176,7 +188,7 @@ class Containerd:
         )
         chosen = [*self.handlers, *handlers.manor_with_options()]
         chosen = [handlers.running(each, self._shim) for each in chosen]
-        text += _handler_tables(CRI_TABLE[self.version], chosen)
+        text += _handler_tables(CRI_TABLE[like(self.version)], chosen)
         self._config_file = directory / "config.toml"
         self._config_file.write_text(text, encoding="utf-8")
 

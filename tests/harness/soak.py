@@ -21,6 +21,7 @@ from tests.harness import measured
 from tests.harness.paths import CHECKOUT, VENV
 
 RESULT = CHECKOUT / "soak.json"
+CONTAINERDS = "1.7.35,2.0.14,2.1.9,2.2.9"  # the last patch of each minor between those that every run has
 
 
 # What `tests/sweeps` writes, one file for each of its runs.
@@ -35,6 +36,7 @@ def parts() -> dict[str, tuple[dict[str, str], list[str]]]:
     execs, orphans = os.environ.get("EXECS", "50000"), os.environ.get("ORPHANS", "10000")
     connections, frames = os.environ.get("CONNECTIONS", "10000"), os.environ.get("FRAMES", "100000")
     sweeps = os.environ.get("SWEEPS", "containerd=100,warden=50,shim=100")
+    containerds = os.environ.get("CONTAINERDS", CONTAINERDS)
     abuse = {"MANOR_CONNECTIONS": connections, "MANOR_FRAMES": frames, "MANOR_SLOW_S": "60"}
     return {
         "pod cycles": ({"MANOR_CYCLES": cycles}, ["tests/e2e/cycles"]),
@@ -52,6 +54,11 @@ def parts() -> dict[str, tuple[dict[str, str], list[str]]]:
         "orphans": ({"MANOR_ORPHANS": orphans}, ["tests/e2e/orphans"]),
         "ttrpc": (abuse, ["tests/e2e/ttrpc"]),
         "logs": ({"MANOR_LOG_BYTES": log_bytes}, ["-s", "tests/e2e/stdio/test_flood.py"]),
+        # Pods, execs, streams and restarts through containerds that CI does not have; each is built once, in minutes.
+        "versions": (
+            {"MANOR_CONTAINERDS": containerds, "MANOR_TEST_HANDLERS": "manor,manor-pods"},
+            [f"tests/e2e/{each}" for each in ("pod", "exec", "crash/test_crash.py", "stdio/test_streams.py")],
+        ),
     }
 
 

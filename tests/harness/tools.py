@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import json
 import os
 import re
 import shutil
@@ -160,6 +161,19 @@ def _build_containerd(target: Path) -> None:
     _go_install(target, commands)
 
 
+def _build_other_containerd(target: Path, version: str) -> None:
+    """In the directory of its module: `go install` takes none whose go.mod excludes or replaces something."""
+    module = "github.com/containerd/containerd" + ("" if version.startswith("1.") else "/v2")
+    download = [go_command(), "mod", "download", "-json", f"{module}@v{version}"]
+    found = json.loads(subprocess.run(download, capture_output=True, check=True, cwd="/").stdout)
+    tags = "-tags=no_btrfs,no_devmapper,no_zfs,no_aufs"
+    for name in ("containerd", "containerd-shim-runc-v2", "ctr"):
+        link = f"-ldflags=-X {module}/version.Version={version}"
+        # What is there of its vendor directory is not whole; -mod=readonly goes by go.mod, and writes nothing.
+        how = ["-C", found["Dir"], "-mod=readonly", "-buildvcs=false", tags, link]
+        run([go_command(), "build", *how, "-o", str(target / name), f"./cmd/{name}"], CGO_ENABLED="0")
+
+
 def _build_runc(target: Path) -> None:
     _go_install(target, [f"github.com/opencontainers/runc@v{RUNC}"], "-tags=seccomp")
 
@@ -182,6 +196,14 @@ def _build_crictl(target: Path) -> None:
 CONTAINERD_2 = Built(
     "containerd", CONTAINERD, ("containerd", "containerd-shim-runc-v2", "ctr"), _build_containerd
 )
+
+
+def other_containerd(version: str) -> Built:
+    """A containerd of another version, for who asks for it: it is not among the tools that everybody gets."""
+    programs = ("containerd", "containerd-shim-runc-v2", "ctr")
+    return Built("containerd", version, programs, lambda target: _build_other_containerd(target, version))
+
+
 RUNC_1 = Built("runc", RUNC, ("runc",), _build_runc)
 CRICTL_1 = Built("crictl", CRICTL, ("crictl",), _build_crictl)
 BUILT = (CONTAINERD_2, RUNC_1, CRICTL_1)
@@ -284,11 +306,21 @@ def ensure() -> None:
                 target = cache_dir() / "tools" / f"debian-{package}"
                 _appear_whole(target, lambda directory, package=package: _unpack(package, directory))  # type: ignore[misc]
         for tool in BUILT:
-            if not tool.present():
-                start = time.monotonic()
-                say(f"build {tool.name} {tool.version}")
-                _appear_whole(tool.directory, tool.build)
-                say(f"built {tool.name} {tool.version} in {time.monotonic() - start:.0f} s")
+            _ensure_built(tool)
+
+
+def ensure_built(tool: Built) -> None:
+    """Build one program that is not among those that everybody gets. ToolError."""
+    with _locked():
+        _ensure_built(tool)
+
+
+def _ensure_built(tool: Built) -> None:
+    if not tool.present():
+        start = time.monotonic()
+        say(f"build {tool.name} {tool.version}")
+        _appear_whole(tool.directory, tool.build)
+        say(f"built {tool.name} {tool.version} in {time.monotonic() - start:.0f} s")
 
 
 def main() -> int:
