@@ -41,6 +41,7 @@ A pod that is left to us (`sandboxer = "shim"`):
 
     sandbox                        its states, what it holds, who waits for its end
     pod_plan                       what it is to be, and what that makes of configs (pure)
+    pod_info                       what containerd, NRI plugins and crictl are told of it
     pod_namespaces pod_files       what it has: namespaces without a process; /etc/hosts and the like, /dev/shm
     landlord landlord_program      its first process, where containers share a PID namespace; 36 bytes of program
 

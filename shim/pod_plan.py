@@ -43,6 +43,7 @@ class PodPlan(Record):
 
     `netns_path` is the network namespace that the caller has made; "" with "network" in `own` is a new one.
     `dns` is the text of resolv.conf, None for the node's. The maps of ids are those of a user namespace of its own.
+    `config` is what all this was read from.
     """
 
     id: str
@@ -55,6 +56,7 @@ class PodPlan(Record):
     private_pids: bool = True
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
+    config: PodSandboxConfig = PodSandboxConfig()
 
     def root_ids(self) -> tuple[int, int]:
         """Uid and gid of the pod's root as the node has them."""
@@ -114,7 +116,9 @@ class Tenancy(Record):
 
 
 def plan_pod(request: CreateSandboxRequest) -> PodPlan:
-    """The pod of `request`. InvalidArgument for options that are none, ConfigError for sysctls it may not set."""
+    """The pod of `request`. InvalidArgument for options that are none, or a host name that would be the node's;
+    ConfigError for sysctls that it may not set.
+    """
     config = _config_of(request)
     linux = config.linux or pod_config.LinuxPodSandboxConfig()
     security = linux.security_context
@@ -124,6 +128,10 @@ def plan_pod(request: CreateSandboxRequest) -> PodPlan:
     for name, mode in (("network", asked.network), ("pid", asked.pid), ("ipc", asked.ipc)):
         if mode not in (POD, NODE) and not (name == "pid" and mode == CONTAINER):
             raise InvalidArgument(f"pod: mode {mode} of its {name} namespace is not one that a pod can have")
+    if asked.network == NODE and config.hostname:
+        raise InvalidArgument(
+            f"pod: its host name is to be {config.hostname!r}, and in the node's network it has the node's"
+        )
     own: tuple[str, ...] = () if asked.network == NODE else ("network", "uts")
     own += () if asked.ipc == NODE else ("ipc",)
     own += ("pid",) if asked.pid == POD else ()
@@ -136,13 +144,14 @@ def plan_pod(request: CreateSandboxRequest) -> PodPlan:
         id=request.sandbox_id,
         own=own,
         netns_path=netns_path,
-        hostname=config.hostname if "uts" in own else "",
+        hostname=config.hostname,
         sysctls=_sysctls(own, netns_path, linux.sysctls),
         dns=None if config.dns_config is None else resolver_text(config.dns_config),
         cgroup_parent=linux.cgroup_parent,
         private_pids=asked.pid == CONTAINER,
         uid_mappings=_id_mappings(users.uids) if users is not None else (),
         gid_mappings=_id_mappings(users.gids) if users is not None else (),
+        config=config,
     )
     if users is not None:
         plan.mapping()

@@ -10,12 +10,12 @@ import os
 from runtime import state
 from runtime.spec.json import dump
 from shim.api import sandbox as api
-from shim.api.types import Platform, timestamp
+from shim.api.types import SPEC_URL, Any, Platform, timestamp
 from shim.errors import already_exists, not_found
 from shim.open_calls import Method
+from shim.pod_info import info_of, spec_of
 from shim.pod_plan import plan_pod
 from shim.sandbox import READY, Sandbox
-from shim.version import RUNTIME_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ class SandboxService:
         """Make the pod."""
         sandbox = self._find(request.sandbox_id)
         yield from sandbox.start()
-        return api.StartSandboxResponse(sandbox.pid, timestamp(sandbox.created_at_ns))
+        spec = Any(SPEC_URL, dump(spec_of(sandbox.plan)))
+        return api.StartSandboxResponse(sandbox.pid, timestamp(sandbox.created_at_ns), spec)
 
     def platform(self, request: api.PlatformRequest, _call: Call) -> api.PlatformResponse:
         """What images the pod's containers can be made of."""
@@ -99,7 +100,7 @@ class SandboxService:
             sandbox_id=sandbox.id,
             pid=sandbox.pid,
             state=_READY if sandbox.status == READY else _NOT_READY,
-            info=_info(sandbox) if request.verbose else {},
+            info=info_of(sandbox, self._pod.handler.options) if request.verbose else {},
             created_at=timestamp(sandbox.created_at_ns) if sandbox.created_at_ns else None,
             exited_at=timestamp(sandbox.exited_at_ns) if sandbox.exited_at_ns else None,
         )
@@ -128,17 +129,3 @@ class SandboxService:
         if sandbox is None or sandbox.id != sandbox_id:
             raise not_found(f"sandbox {sandbox_id}")
         return sandbox
-
-
-def _info(sandbox: Sandbox) -> dict[str, str]:
-    """The key info in the words of containerd's own SandboxInfo, which reads it, and what we have to say besides."""
-    running = "running" if sandbox.status == READY else sandbox.status
-    theirs = {"pid": sandbox.pid, "processStatus": running, "runtimeType": RUNTIME_NAME}
-    ours = {
-        "status": sandbox.status,
-        "shim": os.getpid(),
-        "landlord": 0 if sandbox.landlord is None else sandbox.landlord.pid,
-        "namespaces": sandbox.namespaces(),
-        "files": sandbox.files.directory,
-    }
-    return {"info": dump(theirs).decode(), "manor": dump(ours).decode()}

@@ -16,6 +16,7 @@ from shim.api.message import (
     DOUBLE,
     ENUMS,
     INT64,
+    INT64S,
     MESSAGE,
     MESSAGES,
     STRING,
@@ -43,7 +44,7 @@ MAX_DEPTH = 100
 # messages have a few hundred (one per CPU, device or mount).
 MAX_ELEMENTS = 65_536
 
-_MANY = (STRING_MAP, STRINGS, MESSAGES, UINT64S, ENUMS)  # each element counts, the first as well
+_MANY = (STRING_MAP, STRINGS, MESSAGES, UINT64S, INT64S, ENUMS)  # each element counts, the first as well
 _DOUBLE = Struct("<d")
 _NO_BITS = bytes(8)
 _UINT64_MASK = (1 << 64) - 1
@@ -52,6 +53,7 @@ _LIMITS = {  # kind: lowest, highest value; anything else is an int32
     UINT64: (0, _UINT64_MASK),
     INT64: (-(1 << 63), (1 << 63) - 1),
     UINT64S: (0, _UINT64_MASK),
+    INT64S: (-(1 << 63), (1 << 63) - 1),
     BOOL: (0, 1),
 }
 _INT32_LIMITS = (-(1 << 31), (1 << 31) - 1)
@@ -327,7 +329,7 @@ def _narrow(number: int, kind: int) -> int:
         return number
     if kind == UINT32:
         return number & 0xFFFFFFFF
-    if kind == INT64:
+    if kind in (INT64, INT64S):
         return number - (1 << 64) if number >> 63 else number
     number &= 0xFFFFFFFF  # int32 and enums
     return number - (1 << 32) if number >> 31 else number

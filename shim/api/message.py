@@ -33,14 +33,15 @@ MESSAGE = 4  # … from here on read in parts and finished when their message is
 STRINGS = 5
 MESSAGES = 6
 UINT64S = 7
-ENUMS = 8
-UINT32 = 9  # … and from here on one number.
-BOOL = 10
-UINT64 = 11
-INT64 = 12
-INT32 = 13
-ENUM = 14
-DOUBLE = 15
+INT64S = 8
+ENUMS = 9
+UINT32 = 10  # … and from here on one number.
+BOOL = 11
+UINT64 = 12
+INT64 = 13
+INT32 = 14
+ENUM = 15
+DOUBLE = 16
 
 # Wire types, the low three bits of a tag.
 WIRE_VARINT = 0
@@ -55,6 +56,7 @@ _DEFAULTS = {
     STRINGS: (),
     MESSAGES: (),
     UINT64S: (),
+    INT64S: (),
     ENUMS: (),
     BOOL: False,
     DOUBLE: 0.0,
@@ -122,7 +124,7 @@ _LEFT_OUT = ("__annotations__", "__static_attributes__", "__firstlineno__")
 def _by_tag(fields: Sequence[Field]) -> dict[int, Field]:
     """Fields by their tag as a number; a repeated number also by the tag it has when it is not packed."""
     found = {field.number << 3 | _wire_type(field.kind): field for field in fields}
-    found.update({field.number << 3: field for field in fields if field.kind in (UINT64S, ENUMS)})
+    found.update({field.number << 3: field for field in fields if field.kind in (UINT64S, INT64S, ENUMS)})
     return found
 
 
@@ -173,6 +175,7 @@ if TYPE_CHECKING:
     def strings(number: int) -> Sequence[str]: ...
     def messages(number: int, of: type[M]) -> Sequence[M]: ...
     def uint64s(number: int) -> Sequence[int]: ...
+    def int64s(number: int) -> Sequence[int]: ...
     def enums(number: int) -> Sequence[int]: ...
     def string_map(number: int) -> Mapping[str, str]: ...
 else:
@@ -197,5 +200,6 @@ else:
     strings = _declaration(STRINGS)
     messages = _declaration(MESSAGES)
     uint64s = _declaration(UINT64S)
+    int64s = _declaration(INT64S)
     enums = _declaration(ENUMS)
     string_map = _declaration(STRING_MAP)

@@ -125,7 +125,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
 [plugins."io.containerd.cri.v1.runtime".cni]
-  bin_dirs = ["{plugins}"]
+  {plugin_setting}
   conf_dir = "{networks}"
 [plugins."io.containerd.cri.v1.runtime".containerd]
   default_runtime_name = "runc"
@@ -183,6 +183,7 @@ class Containerd:
             pause=PAUSE,
             hosts=directory / "certs.d",
             plugins=cni.PLUGINS,
+            plugin_setting=_plugin_setting(self.version),
             networks=cni.write_configuration(self.instance),
             snapshotter=_snapshotter(directory),
         )
@@ -254,8 +255,11 @@ class Containerd:
         return (bundle / "address").read_text(encoding="utf-8").removeprefix("unix://"), 2
 
     def shim_pids(self, pod_id: str) -> list[int]:
-        """The processes that are the shim of a pod: those with its id in their arguments, and no container's."""
-        found = []
+        """The processes that are the shim of a pod: those with its id in their arguments, and no container's.
+
+        Nor one's own child: who has made a container for it may be about to end yet.
+        """
+        found = {}
         for process in self.instance.processes():
             try:
                 arguments = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
@@ -263,13 +267,18 @@ class Containerd:
                 continue
             named = any(b"containerd-shim-" in argument for argument in arguments[:3])
             if named and pod_id.encode() in arguments and process.state != "Z":
-                found.append(process.pid)
-        return found
+                found[process.pid] = process.parent
+        return [pid for pid, parent in found.items() if parent not in found]
 
     def close(self) -> None:
         """End the daemon and whatever it started, and remove every trace."""
         stop(self.process)
         self.instance.destroy()
+
+
+def _plugin_setting(version: str) -> str:
+    """Where CNI plugins are: containerd 2.0 knows of one directory only."""
+    return f'bin_dir = "{cni.PLUGINS}"' if version.startswith("2.0.") else f'bin_dirs = ["{cni.PLUGINS}"]'
 
 
 def _ready(info: str) -> bool:

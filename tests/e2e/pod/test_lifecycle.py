@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.conftest import Node
 from tests.harness.crictl import Crictl, CrictlError
+from tests.harness.handlers import MANOR_PODS
 from tests.harness.instances import hierarchies
 from tests.harness.waiting import eventually
 
@@ -65,7 +66,9 @@ def test_a_pod_has_its_own_network_and_hostname(crictl: Crictl, pod: str, contai
     assert crictl.execute(container, "hostname").stdout.strip().startswith("pod-")
 
 
-def test_a_pod_in_the_host_network_has_the_hosts_links(crictl: Crictl, handler: str) -> None:
+def test_a_pod_in_the_host_network_has_the_hosts_links(node: Node, crictl: Crictl, handler: str) -> None:
+    if handler == MANOR_PODS and node.containerd.version.startswith(("2.0.", "2.1.", "2.2.")):
+        pytest.skip("containerd before 2.3 ends by a nil pointer when it leaves such a pod to a shim")
     on_host: dict[str, Any] = {"security_context": {"namespace_options": {"network": 2}}}
     pod = crictl.run_pod(handler, **on_host)
     container = crictl.run_container(pod, ["sleep", "1000"], linux=on_host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -16,7 +17,9 @@ from tests.e2e.sandbox.conftest import namespace
 from tests.harness import containerd
 from tests.harness.crictl import Crictl, CrictlError
 
-pytestmark = pytest.mark.parametrize("running_node", containerd.VERSIONS[-1:], indirect=True)
+pytestmark = pytest.mark.parametrize(
+    "running_node", [each for each in containerd.VERSIONS if containerd.like(each) == "2.3"], indirect=True
+)
 
 SHARED_PIDS: dict[str, Any] = {"security_context": {"namespace_options": {"pid": 0}}}
 
@@ -62,6 +65,36 @@ def test_a_refused_pod_leaves_nothing(crictl: Crictl, handler: str) -> None:
         with pytest.raises(CrictlError, match="sysctl"):
             crictl.run_pod(handler, sysctls=sysctls)
     assert crictl.json("pods")["items"] == []
+
+
+def test_a_host_name_in_the_nodes_network_is_refused(node: Node, crictl: Crictl, handler: str) -> None:
+    """It would be the node's, for all that see it; runc refuses it as well."""
+    if node.containerd.version.startswith(("2.0.", "2.1.", "2.2.")):
+        pytest.skip("containerd before 2.3 ends by a nil pointer when it leaves such a pod to a shim")
+    path = crictl.pod_file(security_context={"namespace_options": {"network": 2}})
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "hostname": "mine"}), encoding="utf-8")
+    with pytest.raises(CrictlError, match="host name is to be 'mine'"):
+        crictl.run("runp", "--runtime", handler, str(path))
+    assert crictl.json("pods")["items"] == []
+
+
+def test_inspectp_shows_how_the_pod_was_asked_for_and_where_its_network_is(
+    crictl: Crictl, handler: str
+) -> None:
+    pod = crictl.run_pod(handler, {"who": "me"}, **SHARED_PIDS)
+    info = crictl.json("inspectp", pod)["info"]
+    landlord = info["pid"]
+    (network,) = (each["path"] for each in info["runtimeSpec"]["linux"]["namespaces"] if "path" in each)
+    assert os.stat(network).st_ino == os.stat(f"/proc/{landlord}/ns/net").st_ino
+    assert (info["processStatus"], info["netNamespaceClosed"]) == ("running", False)
+    assert info["config"]["annotations"] == {"who": "me"}
+    assert info["config"]["hostname"] == info["config"]["metadata"]["name"] == info["runtimeSpec"]["hostname"]
+    assert info["runtimeSpec"]["annotations"]["io.kubernetes.cri.sandbox-id"] == pod
+    cgroup = Path(info["runtimeSpec"]["linux"]["cgroupsPath"])
+    assert f"{cgroup}\n" in Path(f"/proc/{landlord}/cgroup").read_text(encoding="ascii")
+    crictl.stop_pod(pod)
+    assert crictl.json("inspectp", pod)["info"]["netNamespaceClosed"]
 
 
 def test_a_pod_outlives_its_containerd_and_is_waited_for_again(

@@ -45,7 +45,7 @@ def asked(
     ipc: int = POD,
     user: UserNamespace | None = None,
 ) -> CreateSandboxRequest:
-    options = NamespaceOption(network, pid, ipc, user)
+    options = NamespaceOption(network, pid, ipc, userns_options=user)
     linux = LinuxPodSandboxConfig(parent, LinuxSandboxSecurityContext(options), sysctls or {})
     config = PodSandboxConfig(hostname=hostname, dns_config=dns, linux=linux)
     return CreateSandboxRequest("p1", "/bundle", options=pack(config), netns_path=netns_path)
@@ -73,8 +73,13 @@ def test_without_a_network_it_gets_one() -> None:
 
 
 def test_a_pod_in_the_nodes_network_has_the_nodes_name_and_no_settings_of_ours() -> None:
-    plan = plan_pod(asked(network=NODE, hostname="ignored"))
+    plan = plan_pod(asked(network=NODE))
     assert (plan.own, plan.netns_path, plan.hostname, plan.sysctls) == (("ipc",), "", "", ())
+
+
+def test_a_pod_in_the_nodes_network_gets_no_host_name_of_its_own_and_is_not_made_without_it() -> None:
+    with pytest.raises(InvalidArgument, match="host name is to be 'my-pod'"):
+        plan_pod(asked(network=NODE, hostname="my-pod"))
 
 
 def test_a_pod_in_the_nodes_ipc_namespace_makes_none() -> None:

@@ -15,12 +15,13 @@ import pytest
 
 from runtime.errors import CgroupError, StageError
 from runtime.linux.fds import OwnedFd
+from runtime.spec.json import parse
 from runtime.waiting import Sleep
 from shim import sandbox as sandboxes
 from shim.api import sandbox as api
 from shim.api import task
 from shim.api.pod_config import LinuxPodSandboxConfig, PodSandboxConfig
-from shim.api.types import pack
+from shim.api.types import SPEC_URL, pack
 from shim.log import Log
 from shim.loop import Loop
 from shim.pod import Pod
@@ -142,6 +143,8 @@ def test_a_life_without_a_landlord(shim: Shim, world: World) -> None:
     started = shim.ask("StartSandbox")
     assert (started.pid, shim.sandbox.status) == (os.getpid(), READY)
     assert started.created_at.seconds > 0
+    assert started.spec.type_url == SPEC_URL
+    assert parse(started.spec.value)["annotations"]["io.kubernetes.cri.sandbox-id"] == "p1"
     tenancy = shim.sandbox.tenancy()
     assert tenancy.pid == os.getpid()
     assert tenancy.paths == {
