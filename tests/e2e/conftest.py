@@ -25,7 +25,8 @@ __all__ = ["no_test_hangs", "no_thread_is_left"]  # fixtures of every test
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what a reference runtime cannot do: tests marked `manor_only`, which say why; and what a containerd
-    of another version than those in `versions` cannot.
+    of another version than those in `versions` cannot, or one before that in `pods_since` with the pods that it leaves
+    to their shims.
     """
 
     def left_out(item: pytest.Item) -> bool:
@@ -37,11 +38,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         handler = parameters.get("handler")
         if handler in (handlers.MANOR_PODS, handlers.MANOR_STREAMS) and version == "1.6":
             return True  # it leaves no pod to a shim
+        since = item.get_closest_marker("pods_since")
+        if since is not None and handler in (None, handlers.MANOR_PODS, handlers.MANOR_STREAMS):
+            if _number(parameters.get("running_node", "2.3")) < _number(since.args[0]):
+                return True
         reference = handler is not None and not handlers.is_manor(handler)
         return reference and item.get_closest_marker("manor_only") is not None
 
     config.hook.pytest_deselected(items=[item for item in items if left_out(item)])
     items[:] = [item for item in items if not left_out(item)]
+
+
+def _number(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,11 @@ from tests.harness import measured
 from tests.harness.paths import CHECKOUT, VENV
 
 RESULT = CHECKOUT / "soak.json"
-CONTAINERDS = "1.7.35,2.0.14,2.1.9,2.2.9"  # the last patch of each minor between those that every run has
+# Through each of these: pods, execs, streams, and a containerd that is killed and started again.
+THROUGH_EACH = ("pod", "exec", "crash/test_crash.py", "stdio/test_streams.py", "sandbox/test_pod.py")
+CONTAINERDS = (
+    "1.7.35,2.0.14,2.1.9,2.2.9"  # the last patches of what CI has not; each is built once, in minutes
+)
 
 
 # What `tests/sweeps` writes, one file for each of its runs.
@@ -54,10 +58,9 @@ def parts() -> dict[str, tuple[dict[str, str], list[str]]]:
         "orphans": ({"MANOR_ORPHANS": orphans}, ["tests/e2e/orphans"]),
         "ttrpc": (abuse, ["tests/e2e/ttrpc"]),
         "logs": ({"MANOR_LOG_BYTES": log_bytes}, ["-s", "tests/e2e/stdio/test_flood.py"]),
-        # Pods, execs, streams and restarts through containerds that CI does not have; each is built once, in minutes.
         "versions": (
             {"MANOR_CONTAINERDS": containerds, "MANOR_TEST_HANDLERS": "manor,manor-pods"},
-            [f"tests/e2e/{each}" for each in ("pod", "exec", "crash/test_crash.py", "stdio/test_streams.py")],
+            [f"tests/e2e/{each}" for each in THROUGH_EACH],
         ),
     }
 

@@ -9,6 +9,8 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.conftest import Node
 from tests.harness import handlers, leaks
 from tests.harness.crictl import Crictl
@@ -38,6 +40,7 @@ def _listens(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
+@pytest.mark.pods_since("2.1", "an earlier one does not find them when it starts")
 def test_a_pod_outlives_its_containerd(node: Node, crictl: Crictl, pod: str, container: str) -> None:
     pid = crictl.pid(container)
     node.containerd.restart()
@@ -49,6 +52,7 @@ def test_a_pod_outlives_its_containerd(node: Node, crictl: Crictl, pod: str, con
     assert crictl.status(second)["state"] == "CONTAINER_RUNNING"
 
 
+@pytest.mark.pods_since("2.1", "an earlier one does not find them when it starts")
 def test_output_goes_on_after_a_restart_of_containerd(node: Node, crictl: Crictl, pod: str) -> None:
     container = crictl.run_container(
         pod, ["sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"]
@@ -62,6 +66,7 @@ def test_output_goes_on_after_a_restart_of_containerd(node: Node, crictl: Crictl
         time.sleep(0.1)
 
 
+@pytest.mark.pods_since("2.1", "an earlier one does not find them when it starts")
 def test_an_exit_while_containerd_is_down_is_reported_afterwards(
     node: Node, crictl: Crictl, handler: str, container: str
 ) -> None:

@@ -13,7 +13,6 @@ import pytest
 
 from tests.e2e.conftest import Node
 from tests.harness.crictl import Crictl, CrictlError
-from tests.harness.handlers import MANOR_PODS
 from tests.harness.instances import hierarchies
 from tests.harness.waiting import eventually
 
@@ -66,9 +65,8 @@ def test_a_pod_has_its_own_network_and_hostname(crictl: Crictl, pod: str, contai
     assert crictl.execute(container, "hostname").stdout.strip().startswith("pod-")
 
 
-def test_a_pod_in_the_host_network_has_the_hosts_links(node: Node, crictl: Crictl, handler: str) -> None:
-    if handler == MANOR_PODS and node.containerd.version.startswith(("2.0.", "2.1.", "2.2.")):
-        pytest.skip("containerd before 2.3 ends by a nil pointer when it leaves such a pod to a shim")
+@pytest.mark.pods_since("2.3", "an earlier one ends by a nil pointer")
+def test_a_pod_in_the_host_network_has_the_hosts_links(crictl: Crictl, handler: str) -> None:
     on_host: dict[str, Any] = {"security_context": {"namespace_options": {"network": 2}}}
     pod = crictl.run_pod(handler, **on_host)
     container = crictl.run_container(pod, ["sleep", "1000"], linux=on_host)

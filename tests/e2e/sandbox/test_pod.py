@@ -67,10 +67,9 @@ def test_a_refused_pod_leaves_nothing(crictl: Crictl, handler: str) -> None:
     assert crictl.json("pods")["items"] == []
 
 
-def test_a_host_name_in_the_nodes_network_is_refused(node: Node, crictl: Crictl, handler: str) -> None:
+@pytest.mark.pods_since("2.3", "an earlier one ends by a nil pointer")
+def test_a_host_name_in_the_nodes_network_is_refused(crictl: Crictl, handler: str) -> None:
     """It would be the node's, for all that see it; runc refuses it as well."""
-    if node.containerd.version.startswith(("2.0.", "2.1.", "2.2.")):
-        pytest.skip("containerd before 2.3 ends by a nil pointer when it leaves such a pod to a shim")
     path = crictl.pod_file(security_context={"namespace_options": {"network": 2}})
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "hostname": "mine"}), encoding="utf-8")
@@ -97,6 +96,7 @@ def test_inspectp_shows_how_the_pod_was_asked_for_and_where_its_network_is(
     assert crictl.json("inspectp", pod)["info"]["netNamespaceClosed"]
 
 
+@pytest.mark.pods_since("2.1", "an earlier one does not find them when it starts")
 def test_a_pod_outlives_its_containerd_and_is_waited_for_again(
     node: Node, crictl: Crictl, handler: str, pod: str, container: str
 ) -> None:

@@ -180,7 +180,8 @@ def test_what_a_pod_shares_with_the_node_its_containers_do(
 def test_the_pods_files_are_in_its_containers(door: PodDoor, netns: str) -> None:
     config = door.config(hostname="my-pod")
     dns = DnsConfig(["10.0.0.10"], ["a.test", "b.test"], ["ndots:5"])
-    door.create_pod(PodSandboxConfig(config.hostname, dns, config.linux), netns_path=netns)
+    asked = PodSandboxConfig(hostname=config.hostname, dns_config=dns, linux=config.linux)
+    door.create_pod(asked, netns_path=netns)
     init = sleeper(door, door.start_pod())
     root = Path(f"/proc/{init}/root")
     assert (root / "etc/hostname").read_text() == "my-pod\n"

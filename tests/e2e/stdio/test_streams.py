@@ -154,6 +154,7 @@ def test_a_slow_reader_stops_its_process_and_costs_the_shim_nothing(
     assert b"written" in err
 
 
+@pytest.mark.pods_since("2.1", "an earlier one does not find them when it starts")
 def test_a_killed_containerd_finds_its_streams_again(node: Node, crictl: Crictl, pod: str) -> None:
     script = "n=0; while [ $n -lt 250 ]; do n=$((n+1)); echo $n; usleep 20000; done; exit 7"
     talker = crictl.run_container(pod, ["sh", "-c", script], name="talker")
@@ -175,6 +176,7 @@ def test_a_killed_containerd_finds_its_streams_again(node: Node, crictl: Crictl,
     assert found[-1] == 250
 
 
+@pytest.mark.pods_since("2.1", "an earlier one does not find them when it starts")
 def test_a_flood_is_held_while_containerd_is_away_and_ends_whole(
     node: Node, crictl: Crictl, pod: str
 ) -> None:
