@@ -190,16 +190,11 @@ def unmount(mounted: Mount) -> None:
     try:
         flags = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
         with openat2(slash, mounted.point.lstrip("/"), os.O_PATH, flags) as fd:
-            if _mount_id(fd.fileno()) != mounted.id:
+            if m.mount_id(fd.fileno()) != mounted.id:
                 raise OSError(errno.ESTALE, f"{mounted.point} is not what it was")
             m.umount2(f"/proc/self/fd/{fd.fileno()}", m.MNT_DETACH)
     finally:
         os.close(slash)
-
-
-def _mount_id(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith("mnt_id:"))
 
 
 def _kill(pid: int, start_time: int, sent: Callable[[], object] = int) -> None:

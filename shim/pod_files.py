@@ -14,7 +14,7 @@ from runtime.linux.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from shim.pod_plan import PodPlan
 
@@ -96,14 +96,15 @@ class PodFiles:
 def unmount(path: str) -> None:
     """Detach what is mounted on `path`, if something is. Containers keep what they have of it."""
     try:
-        m.umount2(path, m.MNT_DETACH | m.UMOUNT_NOFOLLOW)
+        if m.is_mount_point(path):
+            m.umount2(path, m.MNT_DETACH | m.UMOUNT_NOFOLLOW)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOENT):
             raise
 
 
 def _remove_tree(directory: str) -> None:
-    """Like rm -r; symlinks are not followed."""
+    """Like rm -r; symlinks are not followed. Another may be at it: for who had no patience, and asks again."""
     try:
         entries = list(os.scandir(directory))
     except FileNotFoundError:
@@ -112,5 +113,12 @@ def _remove_tree(directory: str) -> None:
         if entry.is_dir(follow_symlinks=False):
             _remove_tree(entry.path)
         else:
-            os.unlink(entry.path)
-    os.rmdir(directory)
+            _remove(os.unlink, entry.path)
+    _remove(os.rmdir, directory)
+
+
+def _remove(call: Callable[[str], None], path: str) -> None:
+    try:
+        call(path)
+    except FileNotFoundError:
+        pass

@@ -135,13 +135,19 @@ def unmount_all(rootfs: str) -> Operation[None]:
 
 
 def unmount(rootfs: str) -> None:
-    """The same, in this process. What is still in use is detached, and goes when it no longer is."""
+    """The same, in this process. What is still in use is detached, and goes when it no longer is.
+
+    Where nothing is mounted nothing is asked of the kernel: umount2(2) may take longer than who asks waits, and asks
+    again.
+    """
     flags = _UMOUNT_NOFOLLOW
     while True:
         try:
+            if not linux.is_mount_point(rootfs):
+                return
             linux.umount2(rootfs, flags)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOENT):  # not a mount point, or no longer
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # not a mount point any more
                 return
             if error.errno != errno.EBUSY or flags & linux.MNT_DETACH:
                 raise

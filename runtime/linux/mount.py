@@ -212,3 +212,17 @@ def filesystem_magic(fd: int) -> int:
     _fstatfs(fd, buffer)
     magic: int = struct.unpack_from("=l" if sizeof(c_long) == 4 else "=q", buffer)[0]
     return magic & 0xFFFFFFFF
+
+
+def mount_id(fd: int) -> int:
+    """The id of the mount that an open file is on, as mountinfo has it. proc_pid_fdinfo(5), Linux 3.15."""
+    with OwnedFd(os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as info:
+        lines = os.read(info.fileno(), 4096).splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
+
+
+def is_mount_point(path: str) -> bool:
+    """Whether something is mounted on `path`, which is not followed if it is a symlink. OSError if it is not there."""
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    with OwnedFd(os.open(path, flags)) as there, OwnedFd(os.open(os.path.dirname(path), flags)) as above:
+        return mount_id(there.fileno()) != mount_id(above.fileno())

@@ -15,7 +15,7 @@ from runtime.linux.constants import WALL
 from runtime.stages.clone import Step
 from shim.api.types import Mount
 from shim.loop import Loop
-from shim.rootfs_mounts import MountStep, in_child, plan
+from shim.rootfs_mounts import MountStep, in_child, plan, unmount
 from shim.tasks import spawn
 from tests.unit.shim.loops import turn_until
 
@@ -67,6 +67,17 @@ def test_options_that_no_page_can_hold_are_an_error() -> None:
     layers = ":".join(f"/{number:0100}/x" for number in range(60))
     with pytest.raises(MountError, match="bytes of options are too many"):
         plan([Mount("overlay", "overlay", "", [f"lowerdir={layers}"])], "/r")
+
+
+def test_where_nothing_is_mounted_the_kernel_is_not_asked_to_unmount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy disk each call may take longer than containerd waits: then a Delete would never be done."""
+    asked: list[str] = []
+    monkeypatch.setattr("shim.rootfs_mounts.linux.umount2", lambda path, _flags: asked.append(path))
+    unmount(str(tmp_path))
+    unmount(str(tmp_path / "nothing"))
+    assert asked == []
 
 
 @pytest.mark.usefixtures("nothing_is_left")

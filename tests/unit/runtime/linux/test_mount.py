@@ -152,3 +152,17 @@ def refuses(act: Callable[[], None]) -> bool:
     except PermissionError:
         return True  # EPERM: it is mapped already
     return False
+
+
+def test_a_mount_point_is_told_from_a_directory_and_from_a_symlink_to_one(tmp_path: Path) -> None:
+    for name in ("tmpfs", "bound", "plain"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("tmpfs")
+
+    def work() -> list[bool]:
+        m.mount("", "/", None, m.MS_PRIVATE | m.MS_REC)
+        m.mount("x", str(tmp_path / "tmpfs"), "tmpfs", 0)
+        m.mount(str(tmp_path / "plain"), str(tmp_path / "bound"), None, m.MS_BIND)  # of the same file system
+        return [m.is_mount_point(str(tmp_path / name)) for name in ("tmpfs", "bound", "plain", "link")]
+
+    assert in_mount_namespace(work) == [True, True, False, False]
