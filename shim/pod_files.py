@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 
+from runtime.errors import MountError
 from runtime.linux import mount as m
 from runtime.linux.fds import OwnedFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from shim.pod_plan import PodPlan
 
@@ -91,6 +92,23 @@ class PodFiles:
         except FileNotFoundError:
             return
         self._write(name, content, owner)
+
+
+def share_label(paths: Iterable[str], mount_label: str) -> None:
+    """Give files of the pod's the SELinux label by which any of its containers may use them. MountError.
+
+    It is a container's `mount_label` without categories, as `:z` gives it to a volume: without a pause container
+    containerd knows of no label that is the pod's, and each container may have categories of its own.
+    """
+    label = ":".join([*mount_label.split(":")[:3], "s0"])
+    for path in paths:
+        try:
+            os.setxattr(path, "security.selinux", f"{label}\0".encode(), follow_symlinks=False)
+        except OSError as error:
+            if (
+                error.errno != errno.ENOTSUP
+            ):  # on such a file system all files have one label, which is its mount's
+                raise MountError(f"label {path} {label!r}: {os.strerror(error.errno or 0)}") from error
 
 
 def unmount(path: str) -> None:

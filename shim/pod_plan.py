@@ -1,4 +1,6 @@
-"""What a pod is to be, from what containerd asks for, and what that makes of its containers' configs. Pure.
+"""What a pod is to be, from what containerd asks for, and what that makes of its containers' configs.
+
+Pure, but for `Tenancy.adapt` where there is SELinux.
 
 containerd names a pod's namespaces by a process, `/proc/PID/ns/net`, and there need be none: the pid that it is
 told is the shim's own then, and in the config of each container such a path stands for the pod's namespace that
@@ -18,6 +20,7 @@ from shim.api import pod_config
 from shim.api.codec import CodecError
 from shim.api.pod_config import CONTAINER, NODE, POD, NamespaceOption, PodSandboxConfig
 from shim.api.types import unpack
+from shim.pod_files import share_label
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +114,9 @@ class Tenancy(Record):
     fds: tuple[int, ...] = ()
 
     def adapt(self, spec: Spec) -> Spec:
-        """`adapt` for this pod."""
+        """`adapt` for this pod, whose files are made usable for the container. In who creates it; MountError."""
+        if spec.linux.mount_label:
+            share_label([*self.files.values(), *filter(None, (self.shm,))], spec.linux.mount_label)
         return adapt(spec, self)
 
 

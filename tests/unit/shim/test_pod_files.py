@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from shim.pod_files import PodFiles
+from runtime.errors import MountError
+from shim.pod_files import PodFiles, share_label
 from shim.pod_plan import PodPlan
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="umount(2) is root's, even of what is not mounted")
@@ -74,3 +77,30 @@ def test_all_of_it_goes_and_nothing_else(files: PodFiles, tmp_path: Path) -> Non
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["outside"]
     assert (outside / "kept").exists()
     files.remove()
+
+
+def test_the_label_of_its_files_has_no_categories_and_follows_no_symlink(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_to: list[tuple[object, ...]] = []
+
+    def setxattr(path: str, name: str, value: bytes, follow_symlinks: bool = True) -> None:
+        set_to.append((path, name, value, follow_symlinks))
+
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    share_label(["/a", "/b"], "system_u:object_r:container_file_t:s0:c1,c2")
+    share_label(["/c"], "system_u:object_r:container_file_t")
+    label = b"system_u:object_r:container_file_t:s0\0"
+    assert set_to == [(path, "security.selinux", label, False) for path in ("/a", "/b", "/c")]
+
+
+@pytest.mark.parametrize(("code", "fails"), [(errno.ENOTSUP, False), (errno.EINVAL, True)])
+def test_a_label_that_the_policy_does_not_know_is_an_error_and_a_file_system_without_is_none(
+    monkeypatch: pytest.MonkeyPatch, code: int, fails: bool
+) -> None:
+    def setxattr(*_arguments: object, **_named: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    with pytest.raises(MountError, match="label /a 'u:r:t:s0'") if fails else nullcontext():
+        share_label(["/a"], "u:r:t:s0:c5")

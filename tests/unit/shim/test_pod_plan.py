@@ -263,3 +263,13 @@ def test_dev_shm_is_the_pods_for_who_shares_its_ipc_namespace() -> None:
 def test_a_volume_in_place_of_dev_shm_stays() -> None:
     volume = Mount("/dev/shm", "bind", "/volume", ("rbind",))
     assert adapt(spec(*of_process(100, "ipc"), mounts=(volume,)), TENANCY).mounts[0] == volume
+
+
+@pytest.mark.parametrize("label", [None, "u:r:t:s0:c1"])
+def test_a_container_with_a_label_can_use_the_pods_files(
+    monkeypatch: pytest.MonkeyPatch, label: str | None
+) -> None:
+    labelled: list[tuple[list[str], str]] = []
+    monkeypatch.setattr("shim.pod_plan.share_label", lambda paths, to: labelled.append((paths, to)))
+    TENANCY.adapt(replace(spec(), linux=Linux(mount_label=label)))
+    assert labelled == ([([*FILES.values(), "/pod/shm"], label)] if label else [])
