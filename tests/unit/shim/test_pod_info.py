@@ -15,7 +15,7 @@ from cri.api import api_pb2
 from runtime.spec.load import load_spec
 from runtime.spec.model import IdMapping
 from shim.api import message as kinds
-from shim.api.codec import encode
+from shim.api.codec import decode, encode
 from shim.api.message import Message
 from shim.api.options import Options
 from shim.api.pod_config import (
@@ -44,7 +44,7 @@ def filled(of: type[Message]) -> Message:
             kinds.STRING: f"text {number}",
             kinds.STRING_MAP: {"key": f"value {number}"},
             kinds.STRINGS: ("a", "b"),
-            kinds.INT64S: (number, -1),
+            kinds.INT64S: (number, -(1 << 40)),
             kinds.BOOL: True,
             kinds.ENUM: 1,
         }.get(field.kind, number)
@@ -72,6 +72,7 @@ def test_a_configuration_is_shown_whole_and_by_the_protocols_names() -> None:
         use_integers_for_enums=True,
     )
     assert with_numbers_as_text(plain(config)) == with_numbers_as_text(theirs)
+    assert decode(PodSandboxConfig, encode(config)) == config
 
 
 def test_what_is_not_said_is_not_shown() -> None:

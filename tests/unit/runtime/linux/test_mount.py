@@ -163,6 +163,8 @@ def test_a_mount_point_is_told_from_a_directory_and_from_a_symlink_to_one(tmp_pa
         m.mount("", "/", None, m.MS_PRIVATE | m.MS_REC)
         m.mount("x", str(tmp_path / "tmpfs"), "tmpfs", 0)
         m.mount(str(tmp_path / "plain"), str(tmp_path / "bound"), None, m.MS_BIND)  # of the same file system
-        return [m.is_mount_point(str(tmp_path / name)) for name in ("tmpfs", "bound", "plain", "link")]
+        (tmp_path / "tmpfs" / "inner").mkdir()
+        names = ("tmpfs", "bound", "plain", "link", "tmpfs/inner")
+        return [m.is_mount_point(str(tmp_path / name)) for name in names]
 
-    assert in_mount_namespace(work) == [True, True, False, False]
+    assert in_mount_namespace(work) == [True, True, False, False, False]
