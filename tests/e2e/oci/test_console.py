@@ -208,7 +208,9 @@ def test_much_input_arrives(oci: Oci, sit: Callable[..., User]) -> None:
 @pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
 def test_any_stream_may_be_redirected(oci: Oci, sit: Callable[..., User], stream: str) -> None:
     # runc gives it its size a little after its start, and sometimes does not pass on what is written before.
-    script = "until test -e /seen; do stty size 2>/dev/null; sleep 0.01; done; test -t 0 && test -t 1 && test -t 2"
+    script = (
+        "until test -e /seen; do stty size 2>/dev/null; sleep 0.01; done; test -t 0 && test -t 1 && test -t 2"
+    )
     bundle = oci.bundle("sh", "-c", script, change=_terminal)
     user = sit("run", "-b", bundle.path, "c", **{stream: subprocess.DEVNULL})
     if stream != "stdout":

@@ -14,12 +14,9 @@ import pytest
 
 from tests.e2e.conftest import Node
 from tests.e2e.sandbox.conftest import namespace
-from tests.harness import containerd
 from tests.harness.crictl import Crictl, CrictlError
 
-pytestmark = pytest.mark.parametrize(
-    "running_node", [each for each in containerd.VERSIONS if containerd.like(each) == "2.3"], indirect=True
-)
+pytestmark = pytest.mark.versions("2.3")
 
 SHARED_PIDS: dict[str, Any] = {"security_context": {"namespace_options": {"pid": 0}}}
 
