@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKS ?=
 CYCLES ?= 300
 
-.PHONY: help venv tools ready demo test lint format unit e2e soak bench clean
+.PHONY: help venv tools ready demo test lint format unit e2e soak hot bench clean
 
 help:  ## what there is to type
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 10
@@ -39,6 +39,9 @@ e2e: ready  ## end-to-end tests through two containerds; root needed
 
 soak: ready  ## the long checks: 300 pod cycles (CYCLES=n), 5,000 hostile configs (CASES=n), 100 OOM kills (KILLS=n), 100,000 exit codes (EXITS=n), 250 kills under load (SWEEPS=containerd=n,warden=n,shim=n), 50,000 execs (EXECS=n), 10,000 orphans in each kind of pod (ORPHANS=n), 10,000 connections and 100,000 frames that abuse a shim's socket (CONNECTIONS=n, FRAMES=n), 1 GiB of logs (LOG_BYTES=n)
 	@CYCLES=$(CYCLES) $(BIN)/python tests/harness/soak.py
+
+hot: ready  ## write shim/hot.py anew: the code that runs in a shim, which a warden lays together (root; after changes)
+	@$(BIN)/python -m tests.harness.hot_code --add
 
 bench: ready  ## Manor beside runc, in one run (WORKS=exec.shim,pod.start … for some of it, QUICK=1 for a glance)
 	@$(BIN)/python -m benchmarks $(if $(WORKS),--works $(WORKS)) $(if $(QUICK),--quick)

@@ -6,7 +6,8 @@ How a shim comes to be, and ends:
 
     launcher                       what containerd executes: hands its arguments and descriptors to the warden
     begin                          from a launcher's child to a warden's process
-    warden                         one per node and key, has everything imported: accepts and forks, nothing else
+    warden hot                     one per node and key, has everything imported: accepts and forks, nothing else;
+                                   which of it a shim runs
     bootstrap start_request        containerd's command line, and one launcher's request as its shim sees it
     daemon                         the forked process becoming a shim: wiring, start, delete, -info
     delete info                    the actions of the same names: after a shim that is dead; what `-info` prints

@@ -38,11 +38,12 @@ import time
 
 from runtime.cgroups.layout import detect_layout
 from runtime.errors import CgroupError, ManorError, describe
-from runtime.linux import image, process, seccomp, sharing, title
+from runtime.linux import image, packing, process, seccomp, sharing, title
 from runtime.linux.fds import OwnedFd, send_with_fds
 from runtime.stages import seal
 from shim import spans, systemd
 from shim.begin import last_words
+from shim.hot import HOT
 from shim.launcher import ACCEPTED
 from shim.start_request import LauncherGone, Unfaithful, adopt, be_patient, peer_of, receive
 
@@ -93,6 +94,8 @@ class House:
         _open_libseccomp()
         gc.collect()
         sharing.make_immortal()
+        packing.move_code(HOT)
+        packing.fill_gaps()
         gc.freeze()  # a collection in a shim must not write to the pages that it shares with us
         image.seal()
 

@@ -5,6 +5,7 @@
     constants    numbers from the kernel's headers, with the version that brought them
     process      clone3, setns, unshare, pidfds, prctl, prlimit, close_range
     fds          owned file descriptors, fds over sockets, sealed memfds
+    image sharing packing    memory that a process shares with those it forks
     mount beneath    the new mount API, openat2
     capability seccomp sched keyring bpf netlink    one kernel interface each
 

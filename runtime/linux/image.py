@@ -7,7 +7,8 @@ So the heap lies in a memfd while a warden imports:
 
     begin   a block at the end of the heap becomes a shared mapping of the memfd and is freed: what is allocated
             from now on comes from there, the arenas of Python's small objects too
-    seal    the mapping is made private, where it is and with what it holds; nobody can write to the file again
+    seal    what is free in it is taken, for good, so that what is new does not come to lie there; the mapping is made
+            private, where it is and with what it holds; nobody can write to the file again
 
 Nothing is copied, so there is no moment in which memory is not what it was. In between nothing may be forked: the
 child would go without that memory. Where the C library or the kernel has not what this takes, memory stays
@@ -19,14 +20,19 @@ from __future__ import annotations
 import fcntl
 import posix
 
-from runtime.linux.ffi import Array, PyDLL, c_long, get_errno
+from runtime.linux.ffi import Array, PyDLL, c_long, c_size_t, get_errno
 
 _ROOM = 24 << 20  # for all that is ever imported: of addresses, memory is taken when it is used
+_LARGEST_GAP, _SMALLEST_GAP = 1 << 20, 16  # bytes
 _PAGE = posix.sysconf("SC_PAGE_SIZE")
 
 # What a process that will have an image is executed with. glibc keeps freed blocks apart, seven of each of 64 sizes,
 # and they never become one with the free memory beside them: a heap that sees many sizes grows until all are there.
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3), and what glibc begins with:
 _TRIM_THRESHOLD, _MMAP_MAX = 128 << 10, 65536
@@ -133,7 +139,7 @@ def _make_arenas_by_malloc() -> _Longs:
 
 
 def seal() -> int:
-    """Make the image of all that was allocated since `begin`; its size in bytes, 0 if there is none.
+    """Make the image of all that was allocated since `begin`; how many bytes of memory it takes, 0 if there is none.
 
     Gives unused memory at the end of the heap back in any case. OSError if the mapping cannot be changed.
     """
@@ -143,20 +149,48 @@ def seal() -> int:
         return 0
     memory, first, end, arenas = _begun
     _begun = None
+    _fill_gaps(first, end)
     _map(first, end, _MAP_PRIVATE, memory)
-    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-    posix.close(memory)
     _call("PyObject_SetArenaAllocator", arenas)
     # From here on the heap may become shorter: when it grows again that is anonymous memory, and not of the file.
     _set_heap(_TRIM_THRESHOLD, _MMAP_MAX)
     trim_heap()
-    end = min(end, _heap_end())
-    if end <= first:
-        return 0
-    _call(
-        "madvise", first, end - first, _MADV_POPULATE_READ
-    )  # else every child would find its pages one by one
-    return end - first
+    end = max(first, min(end, _heap_end()))
+    posix.ftruncate(memory, end - first)
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+    used = list(_used(memory, first))
+    posix.close(memory)
+    for start, stop in used:  # else every child would find its pages one by one
+        _call("madvise", start, stop - start, _MADV_POPULATE_READ)
+    return sum(stop - start for start, stop in used)
+
+
+def _fill_gaps(first: int, end: int) -> None:
+    """Have malloc(3) give away whatever it has below what was never used: a quarter of the image at least."""
+    malloc, free = _all_loaded["malloc"], _all_loaded["free"]
+    malloc.restype = c_size_t
+    never_used = malloc(c_size_t((end - first) // 4))
+    free(c_size_t(never_used))
+    if not first <= never_used < end:  # it is not there
+        return
+    wanted = _LARGEST_GAP
+    while wanted > _SMALLEST_GAP:
+        block = malloc(c_size_t(wanted))
+        if not 0 < block < never_used:
+            free(c_size_t(block))
+            wanted = wanted // 2 if wanted > _PAGE else wanted - 16
+
+
+def _used(memory: int, first: int) -> Iterator[tuple[int, int]]:
+    """The parts of the image that hold anything, as addresses."""
+    offset = 0
+    while True:
+        try:
+            start = posix.lseek(memory, offset, posix.SEEK_DATA)
+            offset = posix.lseek(memory, start, posix.SEEK_HOLE)
+        except OSError:  # ENXIO: there is no more
+            return
+        yield first + start, first + offset
 
 
 def trim_heap() -> None:

@@ -70,7 +70,7 @@ HEAVY = (
     *("subprocess", "traceback", "typing"),
 )
 # Of a warden that has all imported and a shim in which nothing has happened yet; the bare interpreter has 2.5 MB. What
-# a shim has after it has worked is held by tests/e2e/footprint, to 6 MB.
+# a shim has after it has worked is held by tests/e2e/footprint, to 5 MB.
 WARDEN_ANONYMOUS_MB = 5.0
 WARDEN_IMAGE_MB = 6.0  # what has been imported, which all shims of a node share
 SYSTEMD_IMAGE_MB = 2.5  # more of it where systemd makes the cgroups

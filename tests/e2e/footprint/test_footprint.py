@@ -14,9 +14,10 @@ from tests.harness.crictl import Crictl
 from tests.harness.waiting import eventually
 
 # All anonymous memory, shared with the warden or not. 3.11 writes to what it only reads: `runtime/linux/sharing.py`.
-IDLE_ANONYMOUS_MB = 6.0 if sys.version_info >= (3, 12) else 6.5
-# What a shim has to itself; from 3.12 on the objects it shares with the warden are immortal.
-IDLE_PRIVATE_MB = 2.75 if sys.version_info >= (3, 12) else 4.5
+IDLE_ANONYMOUS_MB = 5.0 if sys.version_info >= (3, 12) else 6.5
+# What a shim has to itself; from 3.12 on the objects it shares with the warden are immortal, and what it writes to lies
+# together (`runtime/linux/packing.py`). If code that is new runs in each shim: `make hot`.
+IDLE_PRIVATE_MB = 1.5 if sys.version_info >= (3, 12) else 4.5
 # Epoll, socket, containerd's connections, the log, the events sink, pidfds: not one for each exec there ever was.
 IDLE_DESCRIPTORS = 40
 PYTHON_FILES = (".py", ".pyc")
@@ -63,7 +64,8 @@ def test_execs_add_nothing_to_an_idle_shim(node: Node, crictl: Crictl, pod: str,
     for number in range(20):
         crictl.execute(container, "sh", "-c", f"echo {number}; exit {number}", sync=True, check=False)
     assert descriptors <= IDLE_DESCRIPTORS
-    eventually(lambda: held()[0] <= descriptors)
+    # One more where the scribe has come up meanwhile.
+    eventually(lambda: held()[0] <= descriptors + 1)
     assert anonymous_mb(shim) <= memory + 0.3
 
 

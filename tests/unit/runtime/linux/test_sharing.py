@@ -87,12 +87,42 @@ sys.stdout.flush()
     assert int(done.stdout) < 200
 
 
-def private_kb(prepare: str) -> int:
-    """What a forked child has for itself after it has called the functions of a large module that it shares."""
+READ = """
+for module in list(sys.modules.values()):
+    for each in list(vars(module).values()):
+        each.__class__
+"""
+SEARCH = """
+for each in classes:
+    getattr(each, "nothing_has_this", None)
+"""
+HASH = """
+for each in texts:
+    hash(each)
+"""
+# A global name is looked up by new code of each module, until that code has become quick.
+LOOK_UP = """
+for module in modules:
+    function = type(look_up)(look_up.__code__.replace(), vars(module))
+    for _ in range(4):
+        function()
+"""
+
+
+def private_kb(prepare: str, work: str = READ) -> int:
+    """What a forked child has for itself after it has done something with the large modules that it shares."""
     source = f"""
 import sys; sys.path.insert(0, {str(CHECKOUT)!r})
 import gc, os, runtime.cgroups, runtime.rootfs
 from runtime.linux import sharing
+texts = [number * "x" + "unhashed" for number in range(2, 20_000, 4)][:1000]
+modules = [type(sys)(f"module{{number}}") for number in range(100)]
+for module in modules:
+    sys.modules[module.__name__] = module
+    vars(module).update({{f"name{{number}}": number for number in range(300)}})
+classes = [type(f"Class{{number}}", (), {{"__doc__": "x" * 3000}}) for number in range(200)]
+def look_up():
+    return len
 gc.collect()
 {prepare}
 gc.freeze()
@@ -100,9 +130,7 @@ child = os.fork()
 if child:
     os.waitpid(child, 0)
     os._exit(0)
-for module in list(sys.modules.values()):
-    for each in list(vars(module).values()):
-        each.__class__
+{work}
 for line in open("/proc/self/smaps_rollup"):
     if line.startswith("Private_Dirty:"):
         print(line.split()[1], flush=True)
@@ -115,3 +143,10 @@ os._exit(0)
 @pytest.mark.skipif(not sharing.can_be_immortal(), reason="this Python counts all references")
 def test_a_child_copies_less_of_what_it_only_reads() -> None:
     assert private_kb("sharing.make_immortal()") < 0.7 * private_kb("")
+
+
+@pytest.mark.skipif(not sharing.can_be_immortal(), reason="this Python counts all references")
+@pytest.mark.parametrize(("work", "few_kb"), [(SEARCH, 200), (HASH, 100), (LOOK_UP, 150)])
+def test_what_is_found_out_once_is_known_before_the_fork(work: str, few_kb: int) -> None:
+    prepare = "sharing.make_immortal()"
+    assert private_kb(prepare, work) - private_kb(prepare, "pass") < few_kb
