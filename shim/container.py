@@ -295,9 +295,14 @@ class Container:
     # --- the end -----------------------------------------------------------------------------------
 
     def delete(self, process: Process) -> Steps[None]:
-        """Forget a process that has ended, and with init the container. FailedPrecondition while it runs."""
+        """Forget a process that has ended, and with init the container. FailedPrecondition while it runs.
+
+        NotFound for who asked at the same time as another: what goes by that name by now is another one.
+        """
         yield from process.mutex.acquire()
         try:
+            if self.pod.get(self.id) is not self or self.process(process.exec_id) is not process:
+                raise not_found(f"process {process.id} of container {self.id}")
             if process.status == RUNNING:
                 raise failed_precondition(f"cannot delete a running process {process.id}")
             if process is self.init:

@@ -47,8 +47,9 @@ def kill_exec(container: RuntimeContainer, process: Process) -> Steps[None]:
     leaf = process.leaf
     if leaf is not None and leaf.holds(process.pid):
         try:
-            leaf.kill()
-            return
+            # Asked once more: the container may have put another one in its place, or have moved the exec, meanwhile.
+            if leaf.kill() and leaf.holds(process.pid):
+                return
         except CgroupError:
             pass  # by its descent, then
     # It has none, or its container has moved it elsewhere.

@@ -69,18 +69,22 @@ class Leaf:
             return False
         return path is not None and f"{path}/".startswith(f"{self._path}/")
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
         """SIGKILL for all in it and below, those included that are being forked. CgroupError.
 
-        Nothing happens where it is gone. Before Linux 5.14 there is no cgroup.kill: they are listed, again and again.
+        False where it is gone: whoever is at its path is in another one of that name. Before Linux 5.14 there is no
+        cgroup.kill: they are listed, again and again.
         """
         try:
             write_file("cgroup.kill", "1", self.directory.fileno())
         except OSError as error:
             if error.errno not in _GONE and error.errno != errno.EOPNOTSUPP:
                 raise CgroupError(f"kill cgroup {self._path}: {error.strerror}") from error
-            if self._exists():  # or it was made a cgroup of threads, which have no cgroup.kill
-                signal_members((self._place(),), _signal.SIGKILL)
+            if not self._exists():
+                return False
+            # Or it was made a cgroup of threads, which have no cgroup.kill.
+            signal_members((self._place(),), _signal.SIGKILL)
+        return True
 
     def _exists(self) -> bool:
         try:

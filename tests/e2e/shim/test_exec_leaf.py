@@ -201,6 +201,34 @@ def test_a_process_that_was_moved_elsewhere_is_killed_with_what_came_of_it(door:
     (own(door) / "elsewhere").rmdir()
 
 
+def test_a_leaf_in_the_place_of_which_another_was_put_keeps_nobody_alive(door: Door) -> None:
+    """The container has taken the leaf away and given its name to a cgroup of its own, with the exec in it."""
+    pid = started(door, "e1", FAMILY, {"1001", "1002", "1003", "1004", "1005"})
+    (leaf,) = leaves(door)
+    family = [each for each in pids(door) if place(each).endswith(leaf.name)]
+    for each in family:
+        (own(door) / "cgroup.procs").write_text(str(each))
+    leaf.rmdir()
+    leaf.mkdir()
+    for each in family:
+        (leaf / "cgroup.procs").write_text(str(each))
+    assert pid in family
+    kill_exec(door, "e1")
+    finish(door, "e1", 137)
+    eventually(lambda: sleepers(door) == set() and not leaf.exists())
+
+
+def test_a_leaf_that_was_made_one_of_threads_keeps_nobody_alive(door: Door) -> None:
+    pid = door.exec("c1", "e1", ["sleep", "1001"])
+    (leaf,) = leaves(door)
+    (own(door) / "cgroup.procs").write_text(str(pid))
+    (leaf / "cgroup.type").write_text("threaded")
+    (leaf / "cgroup.procs").write_text(str(pid))
+    kill_exec(door, "e1")
+    finish(door, "e1", 137)
+    eventually(lambda: sleepers(door) == set() and not leaf.exists())
+
+
 def test_where_init_has_cgroups_of_its_own_an_exec_joins_it_and_its_kill_goes_by_descent(door: Door) -> None:
     init = door.ask("State", task.StateRequest("c1")).pid
     with landlord_moved_away(own(door)) as child:

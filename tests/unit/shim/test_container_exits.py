@@ -187,3 +187,15 @@ def test_what_is_left_of_a_paused_container_is_killed_and_thawed_when_its_init_e
     cgroup = shim.pod.find("c1").runtime.cgroup
     shim.reaper.end(pid, 9)
     assert cgroup.signals == [9, 0]  # type: ignore[attr-defined]
+
+
+def test_of_two_who_delete_a_container_one_does_and_the_other_is_told_that_it_has_gone(shim: Shim) -> None:
+    pid = shim.create()
+    shim.start()
+    shim.reaper.end(pid)
+    first, second = (shim.begin("Delete", task.DeleteRequest("c1")) for _ in range(2))
+    turn_until(shim.loop, lambda: first and second)
+    assert first == [task.DeleteResponse(pid, 0, first[0].exited_at)]
+    assert isinstance(second[0], RpcError)
+    assert shim.told().count("delete") == 1
+    assert shim.runtime.asked.count("delete") == 1

@@ -12,7 +12,7 @@ from runtime.cgroups.leaf import CpuTime
 from runtime.errors import CgroupError
 from runtime.linux.fds import OwnedFd
 from shim import leaves
-from shim.api import task
+from shim.api import task, types
 from shim.ttrpc.status import RpcError
 from tests.unit.shim.fake_container import Shim
 from tests.unit.shim.loops import settle, turn_until
@@ -28,16 +28,18 @@ class FakeLeaf:
         self.holding = True
         self.kills = 0
         self.refusing = False
+        self.gone = False
         self.removed = False
         self.closed = 0
 
     def holds(self, _pid: int) -> bool:
         return self.holding
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
         if self.refusing:
             raise CgroupError("kill cgroup: no")
         self.kills += 1
+        return not self.gone
 
     def remove(self) -> bool:
         self.removed |= not self.in_use
@@ -135,23 +137,38 @@ def test_but_not_for_ever(shim: Shim, trees: list[int], monkeypatch: pytest.Monk
     assert (leaf.removed, trees) == (False, [])
 
 
+def test_who_deletes_at_the_same_time_does_not_take_a_new_exec_of_that_name(
+    shim: Shim, trees: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaves, "KILL_TIMEOUT_S", 0.05)
+    pid = started(shim, FakeLeaf(in_use=True))
+    kill(shim)
+    shim.reaper.end(pid, signal.SIGKILL)
+    first, second = (shim.begin("Delete", task.DeleteRequest("c1", "e1")) for _ in range(2))
+    turn_until(shim.loop, lambda: first)
+    shim.add_exec("e1")
+    turn_until(shim.loop, lambda: second)
+    assert (isinstance(second[0], RpcError), trees) == (True, [])
+    assert shim.status(exec_id="e1") == types.STATUS_CREATED
+
+
 def test_a_kill_goes_by_descent_where_there_is_no_leaf(shim: Shim, trees: list[int]) -> None:
     pid = started(shim, None)
     kill(shim)
     assert trees == [pid]
 
 
-@pytest.mark.parametrize("trouble", ["holding", "refusing"])
+@pytest.mark.parametrize("trouble", ["holding", "refusing", "gone"])
 def test_or_where_the_leaf_does_not_do(shim: Shim, trees: list[int], trouble: str) -> None:
     leaf = FakeLeaf()
     pid = started(shim, leaf)
-    setattr(leaf, trouble, trouble == "refusing")
+    setattr(leaf, trouble, trouble != "holding")
     if trouble == "refusing":
         with pytest.raises(CgroupError):
             kill(shim)
     else:
         kill(shim)
-        assert leaf.kills == 1  # for whoever is still in it
+        assert leaf.kills == 1 + (trouble == "gone")  # for whoever is still in it
     assert trees == [pid]
 
 

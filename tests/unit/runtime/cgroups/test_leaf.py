@@ -97,7 +97,7 @@ def test_who_has_taken_its_name_is_not_killed_for_it(parent: Parent) -> None:
     place.rmdir()
     place.mkdir()
     (place / "cgroup.kill").write_text("")
-    leaf.kill()
+    assert not leaf.kill()
     assert (place / "cgroup.kill").read_text() == ""
     assert leaf.remove()  # the stranger is in use, and not ours to wait for
     assert place.exists()
@@ -107,7 +107,7 @@ def test_who_has_taken_its_name_is_not_killed_for_it(parent: Parent) -> None:
 def test_a_kill_goes_to_all_at_once(parent: Parent) -> None:
     leaf = made(parent)
     (parent[2] / leaf.name / "cgroup.kill").write_text("")
-    leaf.kill()
+    assert leaf.kill()
     assert (parent[2] / leaf.name / "cgroup.kill").read_text() == "1"
     leaf.close()
 
