@@ -1,7 +1,8 @@
 """The files of a pod that containerd leaves to us: /etc/hostname, hosts, resolv.conf, and /dev/shm.
 
-They lie in one directory of the pod's own, which goes as a whole. Writing them reads files of the node's, and
-/dev/shm is a mount: both are done by a child, `remove` too.
+They lie in one directory of the pod's own, which goes as a whole. Containers may write to them, so they are in a file
+system of their own: where the directory is, nobody else could write any more once it were full. Writing them reads
+files of the node's, and there is mounting to do: all of it is done by a child, `remove` too.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from shim.pod_plan import PodPlan
 
 _DIRECTORY = "@pod"  # beside the containers' state directories, as no container can be called
-_SHM = "shm"
+_ETC, _SHM = "etc", "shm"
+_NAMES = ("hostname", "hosts", "resolv.conf")
+ETC_BYTES = 4 << 20  # those of the node's, and as much again
 SHM_BYTES = 64 << 20  # as the podsandbox controller has it
 _MOST_BYTES = 1 << 20  # of a file of the node's
+_FLAGS = m.MS_NOSUID | m.MS_NODEV | m.MS_NOEXEC
 
 
 class PodFiles:
@@ -30,6 +34,7 @@ class PodFiles:
 
     def __init__(self, root: str) -> None:
         self.directory = f"{root}/{_DIRECTORY}"
+        self._etc = f"{self.directory}/{_ETC}"
 
     def bundle_of(self, container_id: str) -> str:
         """The bundle of a container that containerd does not know of: the pod's landlord, where it has one."""
@@ -42,16 +47,15 @@ class PodFiles:
 
     def sources(self) -> Mapping[str, str]:
         """Where each file of a container's lies, by its path there."""
-        names = ("hostname", "hosts", "resolv.conf")
         return {
-            f"/etc/{name}": f"{self.directory}/{name}"
-            for name in names
-            if os.path.exists(f"{self.directory}/{name}")
+            f"/etc/{name}": f"{self._etc}/{name}" for name in _NAMES if os.path.exists(f"{self._etc}/{name}")
         }
 
     def make(self, plan: PodPlan) -> None:
-        """Write the files and mount /dev/shm. OSError; what was made stays, for `remove`."""
+        """Write the files, in a mount of their own, and mount /dev/shm. OSError; what was made stays, for `remove`."""
         os.mkdir(self.directory, 0o711)  # a container's root in a user namespace looks files up here
+        os.mkdir(self._etc, 0o700)
+        m.mount("etc", self._etc, "tmpfs", _FLAGS, f"mode=0711,size={ETC_BYTES}")
         hostname = plan.hostname or os.uname().nodename
         owner = plan.root_ids()
         self._write("hostname", f"{hostname}\n".encode(), owner)
@@ -62,18 +66,18 @@ class PodFiles:
             self._write("resolv.conf", plan.dns.encode(), owner)
         if "ipc" in plan.own:
             os.mkdir(self.shm, 0o700)
-            flags = m.MS_NOSUID | m.MS_NODEV | m.MS_NOEXEC
             options = f"mode=1777,size={SHM_BYTES},uid={owner[0]},gid={owner[1]}"
-            m.mount("shm", self.shm, "tmpfs", flags, options)
+            m.mount("shm", self.shm, "tmpfs", _FLAGS, options)
 
     def remove(self) -> None:
         """Take all of it away, however much there is. OSError."""
         unmount(self.shm)
+        unmount(self._etc)
         _remove_tree(self.directory)
 
     def _write(self, name: str, content: bytes, owner: tuple[int, int]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with OwnedFd(os.open(f"{self.directory}/{name}", flags, 0o644)) as fd:
+        with OwnedFd(os.open(f"{self._etc}/{name}", flags, 0o644)) as fd:
             os.fchmod(fd.fileno(), 0o644)  # whatever the umask is
             if owner != (0, 0):
                 os.fchown(fd.fileno(), *owner)

@@ -40,7 +40,7 @@ def test_containers_live_in_the_landlords_namespaces(door: PodDoor, landlord: in
         assert namespace(first, kind) == namespace(second, kind) == namespace(landlord, kind)
         assert namespace(first, kind) != namespace("self", kind)
     assert field(landlord, "NSpid")[-1] == "1"
-    assert [point.rpartition("/")[2] for point in door.mounts()] == ["netns", "shm"]
+    assert [point.rpartition("/")[2] for point in door.mounts()] == ["netns", "etc", "shm"]
 
 
 def test_the_landlord_can_do_nothing_and_has_nothing(landlord: int) -> None:

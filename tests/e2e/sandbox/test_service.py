@@ -32,14 +32,14 @@ def sleeper(door: PodDoor, pid: int, name: str = "c1", *more: str) -> int:
 
 
 def test_a_pod_without_a_process_of_its_own(door: PodDoor, netns: str) -> None:
-    """Its namespaces are held by the shim, whose pid stands for them; nothing is mounted but /dev/shm."""
+    """Its namespaces are held by the shim, whose pid stands for them; nothing is mounted but its files and /dev/shm."""
     door.create_pod(netns_path=netns)
     assert door.pod_status().state == "SANDBOX_NOTREADY"
     pid = door.start_pod()
     assert pid == door.shim_pid()
     answered = door.pod_status()
     assert (answered.state, answered.pid, answered.created_at.seconds > 0) == ("SANDBOX_READY", pid, True)
-    assert [point.rpartition("/")[2] for point in door.mounts()] == ["netns", "shm"]
+    assert [point.rpartition("/")[2] for point in door.mounts()] == ["netns", "etc", "shm"]
     assert door.cgroups() == []
     first, second = sleeper(door, pid, "c1"), sleeper(door, pid, "c2")
     for kind in ("net", "ipc", "uts"):
@@ -191,6 +191,20 @@ def test_the_pods_files_are_in_its_containers(door: PodDoor, netns: str) -> None
     assert (root / "proc/sys/kernel/hostname").exists()
 
 
+def test_a_container_cannot_fill_the_nodes_run_by_the_pods_files(door: PodDoor, netns: str) -> None:
+    """They are its to write to, and lie where shims and everybody else on the node keep their state."""
+    door.create_pod(netns_path=netns)
+    init = sleeper(door, door.start_pod())
+    for name in ("hostname", "hosts", "resolv.conf"):
+        door.add_exec("c1", "e", ["sh", "-c", f"exec dd if=/dev/zero of=/etc/{name} bs=1M count=16"])
+        door.ask("Start", task.StartRequest("c1", "e"))
+        assert door.wait("c1", "e") != 0
+        door.delete("c1", "e")
+    filled = sum((Path(f"/proc/{init}/root/etc") / name).stat().st_size for name in ("hostname", "hosts"))
+    assert filled <= 4 << 20
+    assert os.statvfs(f"/proc/{init}/root/etc/hosts").f_fsid != os.statvfs(door.state).f_fsid
+
+
 def test_containers_of_a_pod_share_memory_and_not_with_the_node(door: PodDoor, netns: str) -> None:
     door.create_pod(netns_path=netns)
     pid = door.start_pod()
@@ -245,7 +259,7 @@ def test_a_pod_can_have_a_user_namespace_of_its_own(door: PodDoor) -> None:
         )
     assert Path(f"/proc/{landlord}/uid_map").read_text().split() == ["0", "200000", "65536"]
     files = Path(door.pod_status().info["manor"].split('"files":"')[1].split('"')[0])
-    for name in ("hostname", "hosts", "resolv.conf", "shm"):
+    for name in ("etc/hostname", "etc/hosts", "etc/resolv.conf", "shm"):
         assert (files / name).stat().st_uid == 200_000
     assert os.stat(f"/proc/{landlord}").st_uid == 200_000 + 65_535
 

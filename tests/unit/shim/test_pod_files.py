@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import MountError
+from shim import pod_files
 from shim.pod_files import PodFiles, share_label
 from shim.pod_plan import PodPlan
 
@@ -17,7 +18,8 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="umount(2) is root's, e
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> PodFiles:
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PodFiles:
+    monkeypatch.setattr(pod_files.m, "mount", lambda *_arguments: None)
     return PodFiles(str(tmp_path))
 
 
