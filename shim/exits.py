@@ -2,8 +2,9 @@
 
 The shim is a sub-reaper, so orphans of its containers become its children too; nobody asks for those
 and they go silently. A process may end before the one who started it has got round to asking: exits of
-claimed pids are kept until they are asked for, and while an operation is under way (`hold`) all are,
-because it may learn a pid only after that process has ended.
+claimed pids are kept until they are asked for, and while an operation is under way (`hold`) the latest are,
+because it may learn a pid only after that process has ended. The latest, because an exec may make children of ours
+(CLONE_PARENT) as fast as it likes for as long as it can hold up an operation.
 
 SIGCHLD is enough to be woken: a sibling made by CLONE_PARENT inherits the exit signal of the stage that
 cloned it, and execve sets it anyway (kernel/fork.c, copy_process; fs/exec.c, de_thread).
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # The most that are collected in one turn: a container may end with thousands of processes at once.
 EXITS_PER_TURN = 64
+# Of those that nobody has claimed (yet). What claims comes a few exits later, and a pid is used again after thousands.
+MOST_UNCLAIMED = 1024
 
 
 class ExitWatch:
@@ -52,7 +55,7 @@ class ExitWatch:
 
 
 class Hold:
-    """As long as one is open, no exit is forgotten."""
+    """As long as one is open, the latest exits are kept, whoever's they are."""
 
     __slots__ = ("_reaper",)
 
@@ -76,13 +79,14 @@ class Reaper:
         self._watches: dict[int, list[ExitWatch]] = {}
         self._holds = 0
         self._claimed: set[int] = set()
-        self._kept: dict[int, tuple[int, int]] = {}  # pid: (wait status, when), not asked for yet
+        self._kept: dict[int, tuple[int, int]] = {}  # pid: (wait status, when), claimed and not asked for yet
+        self._unclaimed: dict[int, tuple[int, int]] = {}  # the same, in the order in which they came
         set_child_subreaper()
         loop.reaper = self
         loop.on_signal(_signal.SIGCHLD, self.reap)
 
     def hold(self) -> Hold:
-        """Keep all exits until this is left; `with reaper.hold():` stands around what starts a process."""
+        """Keep exits until this is left; `with reaper.hold():` stands around what starts a process."""
         self._holds += 1
         return Hold(self)
 
@@ -95,11 +99,14 @@ class Reaper:
         """One hold less; with the last one goes what nobody claimed."""
         self._holds -= 1
         if not self._holds:
-            self._kept = {pid: kept for pid, kept in self._kept.items() if pid in self._claimed}
+            self._unclaimed.clear()
 
     def claim(self, pid: int) -> None:
         """The exit of `pid` will be asked for: keep it until then."""
         self._claimed.add(pid)
+        kept = self._unclaimed.pop(pid, None)
+        if kept is not None:
+            self._kept[pid] = kept
 
     def watch(self, pid: int, ended: Callable[[int, int], None]) -> ExitWatch:
         """Call `ended(wait status, time in ns since 1970)` once `pid` has ended; soon, if it has already.
@@ -107,7 +114,7 @@ class Reaper:
         ChildProcessError when it is no child of ours, or was reaped with nobody interested.
         """
         watch = ExitWatch(self, pid, ended)
-        kept = self._kept.pop(pid, None)
+        kept = self._kept.pop(pid, None) or self._unclaimed.pop(pid, None)
         if kept is not None:
             self._claimed.discard(pid)
             self._loop.call_soon(watch.tell, *kept)
@@ -141,8 +148,13 @@ class Reaper:
         if watches:
             # Told once and forgotten: the pid may be another process's by the next turn.
             self._claimed.discard(pid)
-        elif self._holds or pid in self._claimed:
+        elif pid in self._claimed:
             self._kept[pid] = (status, when_ns)
+        elif self._holds:
+            self._unclaimed.pop(pid, None)
+            self._unclaimed[pid] = (status, when_ns)
+            if len(self._unclaimed) > MOST_UNCLAIMED:
+                del self._unclaimed[next(iter(self._unclaimed))]
         for watch in watches:
             watch.tell(status, when_ns)
 

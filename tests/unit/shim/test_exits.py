@@ -14,6 +14,7 @@ import pytest
 from runtime.linux import constants as c
 from runtime.linux.process import clone3
 from runtime.waiting import Claim, Exit, Sleep
+from shim import exits
 from shim.exits import Reaper, exit_code
 from shim.loop import Loop
 from shim.tasks import spawn
@@ -90,6 +91,31 @@ def test_within_a_hold_even_an_unclaimed_exit_is_kept_until_it_is_told() -> None
         return "still there"
 
     assert in_a_process(scenario) == "5 gone"
+
+
+def test_of_exits_that_nobody_claims_the_latest_are_kept_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exits, "MOST_UNCLAIMED", 8)
+
+    def scenario(_loop: Loop, reaper: Reaper) -> Generator[Any, Any, str]:
+        told = []
+        with reaper.hold():
+            ours = child(7)
+            yield Claim(ours)
+            pids = [child(5) for _ in range(20)]
+            for pid in pids:
+                let_it_end(pid)
+            yield Sleep(0.1)
+            yield Claim(pids[-1])
+            for pid in (ours, *pids):
+                try:
+                    told.append(exit_code((yield Exit(pid, 5))))
+                except ChildProcessError:
+                    pass
+        return str(told)
+
+    assert in_a_process(scenario) == str([7] + [5] * 8)
 
 
 @pytest.mark.parametrize("when", ["before it was asked for", "after it was asked for"])
