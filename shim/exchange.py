@@ -34,8 +34,10 @@ if TYPE_CHECKING:
             """A client has come, perhaps in the place of another."""
 
 
-# What a client may say before its process is there; containerd's says how much room it has.
+# What a client may say before its process is there; containerd's says how much room it has. There may be thousands.
 MOST_EARLY_MESSAGES = 16
+MOST_EARLY_BYTES = 4 << 10
+MOST_ID_BYTES = 1 << 10
 _KNOWN = encode(pack(Empty()))
 
 
@@ -94,20 +96,23 @@ class Arrival:
     def message(self, payload: bytes) -> None:
         """The first names the stream."""
         if self.id:
-            if len(self._said) < MOST_EARLY_MESSAGES:
+            size = sum(map(len, self._said)) + len(payload)
+            if len(self._said) < MOST_EARLY_MESSAGES and size <= MOST_EARLY_BYTES:
                 self._said.append(payload)
             else:
                 self._exchange.left(self)
                 self.stream.fail(Status(RESOURCE_EXHAUSTED, f"stream {self.id}: no process has it yet"))
             return
         try:
-            self.id = unpack(decode(Any, payload), StreamInit).id
+            stream_id = unpack(decode(Any, payload), StreamInit).id
         except CodecError as error:
             self.stream.fail(Status(INVALID_ARGUMENT, f"stream: {error}"))
             return
-        if not self.id:
-            self.stream.fail(Status(INVALID_ARGUMENT, "stream: it has no id"))
+        if not 1 <= len(stream_id) <= MOST_ID_BYTES:
+            why = f"its id is longer than {MOST_ID_BYTES} bytes" if stream_id else "it has no id"
+            self.stream.fail(Status(INVALID_ARGUMENT, f"stream: {why}"))
             return
+        self.id = stream_id
         self.stream.send(_KNOWN)
         self._exchange.arrived(self)
 

@@ -18,7 +18,7 @@ from shim.stdio import Streams, open_pipes
 from shim.stream_io import StreamError
 from shim.ttrpc.status import RpcError
 from tests.unit.shim.loops import drive, settle, turn_until
-from tests.unit.shim.stream_peer import LIMIT_S, Street, fill, opened
+from tests.unit.shim.stream_peer import LIMIT_S, Peer, Street, fill, opened
 
 ROOM = 64 * 1024
 
@@ -292,6 +292,15 @@ def test_what_a_client_says_before_its_process_is_there_is_not_lost_and_not_endl
     for _ in range(40):
         out.make_room(1)
     assert "no process has it yet" in out.wait_for_failure()
+
+
+def test_a_client_whose_process_is_not_there_has_little_kept_for_it(street: Street) -> None:
+    peer = street.peer("in")
+    peer.say(Data(bytes(16 << 10)))
+    assert "no process has it yet" in peer.wait_for_failure()
+    nameless = Peer(street, "x" * 1025)
+    assert "its id is longer than 1024 bytes" in nameless.wait_for_failure()
+    nameless.hang_up()
 
 
 @pytest.mark.parametrize(
