@@ -102,6 +102,7 @@ class Writer:
         self._watching = terms is not None and terms.watch
         for number, fd in sources.items():
             name = STREAM_NAMES[number]
+            os.set_blocking(fd, False)  # a container may take out of its pipe what we were told is in there
             self._open[fd] = LineTagger(name, self._clock, terms.max_line_bytes) if terms else None
             self._poll.register(fd, select.POLLIN)
         self._finishing = False
@@ -128,7 +129,10 @@ class Writer:
             self._end(fd)
 
     def _copy(self, fd: int, most: int) -> int:
-        data = os.read(fd, most)
+        try:
+            data = os.read(fd, most)
+        except BlockingIOError:
+            return most  # it is not there any more
         if not data:
             self._end(fd)
             return 0

@@ -18,15 +18,17 @@ import pytest
 
 from runtime.errors import ManorError
 from runtime.linux.constants import WALL
-from runtime.linux.fds import OwnedFd
+from runtime.linux.fds import OwnedFd, close_all, send_with_fds, socketpair
 from shim import sinks
 from shim.console import open_console
+from shim.destinations import FILE, Destination
 from shim.log import Log
 from shim.loop import Loop
 from shim.sinks import SinkError
 from shim.stdio import PipeIo, Streams, open_pipes
 from shim.tasks import spawn
 from shim.ttrpc.status import RpcError
+from shim.writer import FINISH, Target, Writer
 from tests.unit.shim.log_io import LIMIT_S, OWNER, children, end, lines, opened, turn_until_there
 from tests.unit.shim.loops import drive, settle, turn_until
 from tests.unit.shim.test_stdio import Child, Client, fifo
@@ -144,6 +146,30 @@ def test_somebody_in_the_background_ends_with_the_drain(
     assert lines(path) == [("stdout", "P", b"rest")]
     child.close()
     io.close()
+
+
+def test_a_container_that_reads_its_own_output_does_not_stop_the_writer(tmp_path: Path) -> None:
+    """It opens its end of the pipe for reading, and takes what the writer has just been told of."""
+    pipes = {number: os.pipe() for number in (1, 2)}
+    for _source, write_end in pipes.values():
+        os.write(write_end, b"said")
+    destination = Destination(FILE, str(tmp_path / "log"))
+
+    class Thief(Target):
+        def write(self, data: memoryview) -> int:
+            with open(f"/proc/self/fd/{pipes[2][1]}", "rb", buffering=0) as stolen:
+                stolen.read(4)
+            return super().write(data)
+
+    target = Thief(destination)
+    shim, control = socketpair()
+    send_with_fds(shim.fileno(), FINISH)
+    sources = {number: source for number, (source, _write_end) in pipes.items()}
+    Writer(control.fileno(), sources, destination, target).run()
+    assert (tmp_path / "log").read_bytes() == b"said"
+    close_all((shim, control, target._file))
+    for _source, write_end in pipes.values():
+        os.close(write_end)
 
 
 # --- container logs ----------------------------------------------------------------------------------
