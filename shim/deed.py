@@ -46,8 +46,11 @@ def hold(directory: str) -> OwnedFd:
     """The pod's directory, made if need be, locked against who would remove it. SocketError after PATIENCE_S."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        make_directory(directory)
-        lock = _lock(directory, fcntl.LOCK_SH)
+        try:
+            make_directory(directory)
+            lock = _lock(directory, fcntl.LOCK_SH)
+        except FileNotFoundError:  # removed as soon as it was made, or seen to be there
+            lock = None
         if lock is not None:
             return lock
         if time.monotonic() >= deadline:

@@ -61,6 +61,20 @@ def test_a_start_waits_for_whoever_removes_the_last_pod_and_makes_a_new_one(pod:
     held[0].close()
 
 
+def test_a_start_makes_what_was_removed_under_its_eyes(pod: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    removals = [pod, pod]
+
+    def make(directory: str) -> None:
+        sockets.make_directory(directory)
+        if removals:
+            os.rmdir(removals.pop())
+            os.stat(directory)
+
+    monkeypatch.setattr(deed, "make_directory", make)
+    deed.hold(pod).close()
+    assert not removals
+
+
 def test_a_start_does_not_wait_for_ever(pod: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deed, "PATIENCE_S", 0.02)
     os.makedirs(pod, 0o700)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import MountError
-from shim import pod_files
+from runtime.linux import mount
 from shim.pod_files import PodFiles, share_label
 from shim.pod_plan import PodPlan
 
@@ -19,7 +19,7 @@ ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="umount(2) is root's, e
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PodFiles:
-    monkeypatch.setattr(pod_files.m, "mount", lambda *_arguments: None)
+    monkeypatch.setattr(mount, "mount", lambda *_arguments: None)
     return PodFiles(str(tmp_path))
 
 
