@@ -30,7 +30,8 @@ def tidy_after_the_reference(node: Node, handler: str, inits: list[int]) -> None
     for directory in node.containerd.instance.cgroups():
         with contextlib.suppress(OSError):  # those of other containers are busy
             directory.rmdir()
-    for path in (node.containerd.instance.directory / "s").iterdir():
+    instance = node.containerd.instance
+    for path in [*(instance.directory / "s").glob("*"), *instance.shared_sockets()]:
         if not _listens(path):
             path.unlink()
 
