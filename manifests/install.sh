@@ -6,6 +6,7 @@
 # two programs, each at once: who runs the earlier one meanwhile has its code beside it. That stays until the next run.
 # Shims that are running need neither: they have loaded everything they will ever need.
 set -eu
+umask 022  # root will run it: nobody else may put anything into it
 HOST=${HOST:-/host} PREFIX=${PREFIX:-/opt/manor} BIN=${BIN:-/usr/local/bin}
 here=$(dirname "$0")
 

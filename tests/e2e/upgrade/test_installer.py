@@ -17,6 +17,7 @@ INSTALL = f"""
 import os, sys
 if os.path.exists("fails"):
     sys.exit("no space")
+os.makedirs("shim/__pycache__", exist_ok=True)
 with open(sys.argv[1] + "/{SHIM.name}", "w") as file:
     file.write(os.getcwd())
 if os.path.exists("fails-late"):
@@ -29,6 +30,7 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.image, self.prefix, self._programs = directory / "image", directory / "opt", directory / "bin"
+        self.umask = 0o022
         for package in ("runtime", "shim"):
             (self.image / package).mkdir(parents=True)
         (
@@ -42,8 +44,9 @@ class Machine:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         places = {"HOST": "/", "PREFIX": str(self.prefix), "BIN": str(self._programs), "PATH": path}
         command = [str(self.image / "install.sh")]
+        environ = {**os.environ, **places}
         return subprocess.run(
-            command, env={**os.environ, **places}, capture_output=True, check=False
+            command, env=environ, capture_output=True, check=False, umask=self.umask
         ).returncode
 
     def current(self) -> Path:
@@ -69,6 +72,14 @@ def test_each_run_has_a_directory_and_the_one_before_stays_until_the_next(machin
         assert machine.current().stat().st_mode & 0o777 == 0o755
         assert (machine.current() / "runtime").is_dir()
     assert len(set(before)) == 4
+
+
+def test_nobody_else_may_write_to_what_root_will_run_whatever_the_umask_is(machine: Machine) -> None:
+    machine.umask = 0
+    assert machine.install() == 0
+    made = [machine.prefix, *machine.prefix.rglob("*"), machine.current() / "shim/__pycache__"]
+    assert [path for path in made if path.stat().st_mode & 0o022] == []
+    assert (machine.current() / "shim/__pycache__").stat().st_mode & 0o777 == 0o755
 
 
 def test_the_layout_of_manor_0_1_stays_as_long_as_it_is_the_one_before(machine: Machine) -> None:
