@@ -378,7 +378,9 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
     options = handler.options
     rootfs = rootfs_of(request.bundle)
     steps = rootfs_mounts.plan(request.rootfs, rootfs)
-    tenancy = None if pod.sandbox is None else pod.sandbox.tenancy()
+    sandbox = pod.sandbox
+    if sandbox is not None:
+        sandbox.require_ready()
     init = Process(
         pod, request.id, "", Streams(request.stdin, request.stdout, request.stderr, request.terminal)
     )
@@ -386,6 +388,7 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
     try:
         io = yield from init.open_io(request.terminal)
         timeline.mark("open streams")
+        tenancy = None if sandbox is None else sandbox.tenancy()  # of now, and nothing waits until it is used
         apart = ApartRequest(
             request.id,
             request.bundle,
@@ -401,6 +404,8 @@ def _create(pod: Pod, request: CreateTaskRequest, timeline: Timeline) -> Steps[C
             runtime = yield from create_apart(host, apart)
             timeline.add(runtime.marks)
             try:
+                if sandbox is not None:
+                    sandbox.require_ready()  # whoever stopped it meanwhile has not seen this container
                 execs = ExecOptions(leaf=handler.exec_cgroup != CONTAINER)
                 return Container(pod, runtime, init, bool(steps), execs)
             except Exception:

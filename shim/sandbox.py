@@ -197,10 +197,16 @@ class Sandbox:
 
     # --- its containers, and who asks --------------------------------------------------------------
 
-    def tenancy(self) -> Tenancy:
-        """What a container of this pod is given. FailedPrecondition unless ready."""
+    def require_ready(self) -> None:
+        """FailedPrecondition unless it takes containers."""
         if self.status != READY:
             raise failed_precondition(f"pod {self.id} is {self.status}: it takes no containers")
+
+    def tenancy(self) -> Tenancy:
+        """What a container of this pod is given, as long as the pod is ready: else the numbers of its descriptors are
+        others'. FailedPrecondition unless it is.
+        """
+        self.require_ready()
         paths = {name: f"/proc/self/fd/{fd.fileno()}" for name, fd in self._namespaces.items()}
         if self.landlord is not None:
             paths["pid"] = self.landlord.path_of_pid_namespace()

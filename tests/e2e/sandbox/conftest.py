@@ -11,7 +11,7 @@ from typing import Any as Json
 
 import pytest
 
-from shim.api import sandbox, task
+from shim.api import ps, sandbox, task
 from shim.api.codec import encode
 from shim.api.message import Message
 from shim.api.pod_config import (
@@ -21,7 +21,7 @@ from shim.api.pod_config import (
     NamespaceOption,
     PodSandboxConfig,
 )
-from shim.api.types import pack
+from shim.api.types import Empty, pack
 from shim.bootstrap import pod_name
 from shim.ttrpc.client import Client
 from tests.e2e.shim.door import NAMESPACE, TIMEOUT_S, Door, Events, opened
@@ -90,6 +90,11 @@ class PodDoor(Door):
         """WaitSandbox on a connection of its own, to be finished."""
         client = Client(self.address)
         return client, client.begin(sandbox.SERVICE, "WaitSandbox", encode(sandbox.WaitSandboxRequest(POD)))
+
+    def shown(self) -> list[ps.ProcessShown]:
+        """What the shim says to `manor ps`."""
+        answer = self.client.request(ps.SERVICE, "List", Empty(), ps.ListResponse, TIMEOUT_S)
+        return list(answer.processes)
 
     def shut_down(self) -> None:
         """ShutdownSandbox."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -14,15 +15,16 @@ import pytest
 
 from manor import leaks
 from shim.api import metrics_v1, metrics_v2, sandbox, task
-from shim.api.codec import decode
+from shim.api.codec import decode, encode
 from shim.api.pod_config import NODE, DnsConfig, IdMapping, PodSandboxConfig, UserNamespace
 from shim.api.pod_config import POD as POD_MODE
 from shim.api.types import Any
 from shim.ttrpc import status
+from shim.ttrpc.client import Client
 from shim.ttrpc.status import RpcError
 from tests.e2e.leaks.conftest import alive
 from tests.e2e.sandbox.conftest import POD, PodDoor, namespace
-from tests.e2e.shim.door import eventually, opened
+from tests.e2e.shim.door import TIMEOUT_S, eventually, opened
 
 SHARED = ("network", "ipc", "uts")
 
@@ -150,6 +152,27 @@ def test_a_container_needs_a_pod_that_is_ready(door: PodDoor) -> None:
     door.stop_pod()
     with pytest.raises(RpcError, match="pod p1 is stopped"):
         door.create("c1")
+    assert door.left() == []
+
+
+def test_a_pod_that_is_stopped_while_a_container_is_created_takes_it_no_more(
+    door: PodDoor, netns: str
+) -> None:
+    """What it was to be given is the pod's no more, and the numbers of those descriptors may be others' by now."""
+    door.create_pod(netns_path=netns)
+    door.start_pod()
+    door.bundle("c1", ["sleep", "1000"])
+    fifo = door.directory / "fifo"
+    os.mkfifo(fifo)
+    bundle = str(door.directory / "bundles/c1")
+    asked = task.CreateTaskRequest(id="c1", bundle=bundle, stdout=str(fifo))  # waits for a reader
+    with contextlib.closing(Client(door.address)) as client:
+        call = client.begin(task.SERVICE_V2, "Create", encode(asked))
+        eventually(lambda: "c1" in [each.container for each in door.shown()])
+        door.stop_pod()
+        why = "pod p1 is stopped: it takes no containers"
+        with open(os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)), pytest.raises(RpcError, match=why):
+            client.finish(call, TIMEOUT_S)
     assert door.left() == []
 
 
