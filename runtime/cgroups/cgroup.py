@@ -180,6 +180,11 @@ class Cgroup:
         if self.paths:
             self.freezer().thaw()
 
+    def thaw_all(self) -> None:
+        """The same for who has been killed, also in cgroups that the container itself has made and frozen."""
+        if self.paths:
+            self.freezer().thaw_all()
+
     def frozen(self) -> bool:
         """True when every task stands still."""
         return bool(self.paths) and self.freezer().frozen()
@@ -231,7 +236,9 @@ class Cgroup:
                 freezer.hold()
             signals.signal_members(places, signum)
         finally:
-            if kill or not was_paused:
+            if kill:
+                freezer.thaw_all()
+            elif not was_paused:
                 freezer.thaw()
 
     # ---- counters ------------------------------------------------------------------------------

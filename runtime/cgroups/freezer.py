@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import time
 
+from runtime.cgroups.directories import walk
 from runtime.cgroups.files import parse_pairs, read_file, write_file
 from runtime.errors import CgroupError
 from runtime.waiting import Sleep
@@ -44,6 +45,21 @@ class Freezer:
     def thaw(self) -> None:
         """Let every task run again; a cgroup that is gone needs none. CgroupError."""
         self._write("THAWED" if self.version == 1 else "0", or_gone=True)
+
+    def thaw_all(self) -> None:
+        """`thaw` for who is to die, with what the container has frozen below, where v1 keeps even the killed.
+
+        CgroupError, OSError.
+        """
+        self.thaw()
+        if self.version == 1:
+            for directory, name in walk(self.path):
+                try:
+                    if not name:
+                        write_file("freezer.state", "THAWED", directory)
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ENODEV):
+                        raise CgroupError(f"thaw what is below {self.path}: {error.strerror}") from error
 
     def frozen(self) -> bool:
         """True once every task stands still; False while some still run, and for a cgroup that is gone."""

@@ -33,7 +33,7 @@ def kill(container: Container, number: int, everyone: bool = False) -> None:
         _signal_init(container, number)
     if number == _signal.SIGKILL:
         try:
-            container.cgroup.thaw()
+            container.cgroup.thaw_all()
         except (ManorError, OSError):
             pass  # the signal has been sent; who is not frozen dies of it
 

@@ -214,6 +214,23 @@ def test_a_container_frozen_behind_the_shims_back_can_be_killed(door: Door) -> N
     assert door.cgroups() == []
 
 
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/freezer").is_dir(), reason="v2 kills the frozen")
+def test_a_container_that_freezes_a_part_of_itself_can_be_killed(door: Door) -> None:
+    door.run("c1", ["sleep", "1000"])
+    part = Path("/sys/fs/cgroup/freezer") / door.cgroup_parent / "c1/made/by-it"
+    part.mkdir(parents=True)
+    (part / "cgroup.procs").write_text(str(door.exec("c1", "e1", ["sleep", "1001"])))
+    (part / "freezer.state").write_text("FROZEN")
+    door.kill("c1")
+    try:
+        wait_killed(door)
+    finally:
+        if part.exists():
+            (part / "freezer.state").write_text("THAWED")
+    door.delete("c1")
+    assert door.cgroups() == []
+
+
 def test_a_start_that_hangs_does_not_keep_its_container_from_being_killed(door: Door) -> None:
     door.bundle("c1", ["sleep", "1000"])
     door.start("c1")

@@ -80,3 +80,18 @@ def test_cgroup_that_is_gone_is_not_frozen_and_needs_no_thaw(tmp_path: Path, ver
     freezer.thaw()
     with pytest.raises(CgroupError, match=f"write '{FREEZE[version]}' to {tmp_path}/gone"):
         freezer.freeze()
+
+
+@pytest.mark.parametrize(("version", "below"), [(1, "THAWED"), (2, "FROZEN")])
+def test_for_the_killed_what_the_container_has_frozen_is_thawed_in_v1(
+    tmp_path: Path, version: int, below: str
+) -> None:
+    directories = [tmp_path, tmp_path / "made", tmp_path / "made/below"]
+    for directory in directories:
+        directory.mkdir(exist_ok=True)
+        for file in ("freezer.state", "cgroup.freeze"):
+            (directory / file).write_text("FROZEN")
+    Freezer(str(tmp_path), version).thaw_all()
+    assert [(directory / "freezer.state").read_text() for directory in directories[1:]] == [below] * 2
+    own = tmp_path / ("freezer.state" if version == 1 else "cgroup.freeze")
+    assert own.read_text().startswith(THAW[version])
