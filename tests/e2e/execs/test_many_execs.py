@@ -64,19 +64,17 @@ def test_no_exec_loses_a_byte_or_its_exit_code_and_nothing_adds_up(door: Door) -
     finally:
         for lane in lanes:
             lane.close()
-    wrong = [line for lane in lanes for line in lane.wrong]
     told = [f"exit {lane.name}-{serial + 1}" for lane in lanes for serial in range(lane.serial)]
     measured.note(
         "many execs",
         seed=SEED,
         execs=len(told),
-        wrong=len(wrong),
+        wrong=len(wrong(lanes)),
         bytes=sum(lane.moved for lane in lanes),
         per_second_by_width=rates,
         after_warm_up=before,
         at_the_end=after,
     )
-    assert wrong == []
     counted = Counter(door.events.topics())
     assert [topic for topic in told if counted[topic] != 1] == []
     assert after["descriptors"] <= before["descriptors"]
@@ -97,6 +95,11 @@ def run(lanes: list[Lane], count: int) -> int:
     for thread in threads:
         thread.join()
     return share * len(lanes)
+
+
+def wrong(lanes: list[Lane]) -> list[str]:
+    """What was not as it should be, so far."""
+    return [line for lane in lanes for line in lane.wrong]
 
 
 @contextmanager
@@ -124,6 +127,7 @@ def stopped_often(pid: int) -> Iterator[None]:
 
 def quiet(door: Door, init: int, lanes: list[Lane]) -> None:
     """Wait until nothing is left of the execs: no process, no cgroup, no event that is still to be told."""
+    assert wrong(lanes) == []
     shim = door.shim_pid()
     eventually(lambda: children(shim) == [init], LIMIT_S)
     eventually(lambda: cgroups_below(door) == [], LIMIT_S)
@@ -160,9 +164,9 @@ def test_execs_through_the_cri_come_whole(node: Node, crictl: Crictl, container:
 
     with Client(f"unix://{node.containerd.socket}") as cri, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda each: ask(*each), wanted))
-    wrong = [
+    lost = [
         each
         for each, answer in zip(wanted, answers, strict=True)
         if answer != (b"o" * each[0], b"e" * each[1], each[2])
     ]
-    assert wrong == []
+    assert lost == []
