@@ -15,26 +15,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from manor import ledger
+from manor.belongings import cgroup_of, group_of, mounts_of, users_of
 from manor.ledger import Pod, Stage, Untrusted
 from manor.ps import age, printable, table
-from manor.sweep import Sweep, cgroup_of, is_socket, locked, strays_of
+from manor.sweep import Sweep, foreign_to, is_socket, locked, strays_of
 from runtime import state
 from runtime.cgroups.layout import Layout, detect_layout
 from runtime.errors import ManorError, describe
 from runtime.state import State
 from shim import daemon
-from shim.container import rootfs_of
 
 GRACE_S = 5.0
+MOST_USERS = 16  # that are named
 
-PROCESS, MOUNT, CGROUP, SOCKET, STATE = "process", "mount", "cgroup", "socket", "state"
+PROCESS, MOUNT, CGROUP, UNIT = "process", "mount", "cgroup", "unit"
+RESCTRL, SOCKET, STATE = "resctrl", "socket", "state"
 
 
 @dataclass(frozen=True)
 class Leak:
     """One thing that nobody owns: what it is, who has made it, for which pod and container, and for how long.
 
-    `held_by` are processes in a cgroup that are not known to be ours, or of others: they are in the way.
+    `held_by` are processes in a cgroup or a mounted root that are not known to be ours, or of others: they are in the
+    way.
     """
 
     kind: str
@@ -69,17 +72,20 @@ class Look:
         self._layout = layout
         self._mounts = ledger.mounts()
         self._stages = ledger.stages()
+        self._foreign: set[str] = set()
         self.found = Found()
 
     def take(self) -> Found:
         """Everything. Untrusted, OSError."""
         sessions: set[int] = set()
-        for pod in ledger.pods(self.run_dir):
+        pods = list(ledger.pods(self.run_dir))
+        for pod in pods:
             if pod.deed is not None:
                 sessions.add(pod.deed.pid)
             with locked(pod) as ours:
                 if not ours:
                     continue
+                self._foreign = foreign_to(pod, pods)
                 self._pod(ledger.read_pod(pod.directory))
         self.found.leaks += [_stage_leak(each) for each in self._stages if self._is_stray(each, sessions)]
         for warden in ledger.dead_wardens(self.run_dir):
@@ -106,14 +112,13 @@ class Look:
         ]
         for container_id, known in pod.containers.items():
             found += self._of_container(pod, replace(blank, container=container_id), known)
-        shm = pod.files.shm
         found += [
-            replace(blank, kind=MOUNT, what=shm, made_by="StartSandbox", age_s=_age(shm))
+            replace(blank, kind=MOUNT, what=each.point, made_by="StartSandbox", age_s=_age(each.point))
             for each in self._mounts
-            if each.point == shm
+            if each.point in pod.files.mounts
         ]
-        if is_socket(pod.socket):
-            found.append(replace(blank, kind=SOCKET, what=pod.socket, age_s=_age(pod.socket)))
+        if is_socket(pod.own_socket):
+            found.append(replace(blank, kind=SOCKET, what=pod.own_socket, age_s=_age(pod.own_socket)))
         found.append(replace(blank, kind=STATE, what=pod.directory, age_s=began_s))
         return found
 
@@ -124,14 +129,24 @@ class Look:
         if known is not None:
             if known.pid and state.is_alive(known.pid, known.start_time):
                 yield replace(blank, kind=PROCESS, what=f"{known.pid} init")
-            for each in self._mounts:
-                if known.bundle and each.point == rootfs_of(known.bundle):
-                    yield replace(blank, kind=MOUNT, what=each.point)
-            cgroup = cgroup_of(self._layout, pod, known)
-            if cgroup is not None:
-                place = next(path for path in cgroup.paths.values() if os.path.isdir(path))
-                yield replace(blank, kind=CGROUP, what=place, held_by=tuple(cgroup.holders(16)))
+            yield from self._of_groups(pod, blank, known)
+            mounts = mounts_of(pod, known, self._mounts, self._foreign)
+            for each in mounts.tops:
+                users = tuple(pid for pid in users_of(each.point) if pid != known.pid)[:MOST_USERS]
+                yield replace(blank, kind=MOUNT, what=each.point, held_by=users)
+            for each in mounts.below:
+                yield replace(blank, kind=MOUNT, what=each.point)
         yield replace(blank, kind=STATE, what=directory)
+
+    def _of_groups(self, pod: Pod, blank: Leak, known: State) -> Iterator[Leak]:
+        cgroup = cgroup_of(self._layout, pod, known)
+        if cgroup is not None and cgroup.unit:
+            yield replace(blank, kind=UNIT, what=cgroup.unit)
+        if cgroup is not None and cgroup.paths:
+            place, users = next(iter(cgroup.paths.values())), tuple(cgroup.holders(MOST_USERS))
+            yield replace(blank, kind=CGROUP, what=place, held_by=users)
+        if (group := group_of(pod, known, self._foreign)) is not None:
+            yield replace(blank, kind=RESCTRL, what=group.path, held_by=group.tasks[:MOST_USERS])
 
     def _is_stray(self, stage: Stage, sessions: set[int]) -> bool:
         """Whether it is of a shim that is gone with all that was on record, and could be ours at all: a container may

@@ -7,9 +7,10 @@ kernel. This is all there is:
     what                                  on record in              who removes it
     the shim's socket                     @shim, @socket            the shim; `delete`
     the pod's files, its /dev/shm         its directory, @pod       StopSandbox; `delete`
-    a mounted root, a cgroup or unit,     ID/state.json (and        Delete; `delete`
-      a resctrl group, mounts on the host   ID/.cgroup: the cgroup's
-      of who has no mount namespace         inode number)
+    a mounted root, a cgroup or unit,     ID/.create, before it is  Delete; `delete`
+      a resctrl group, mounts on the host   made; ID/.cgroup, ID/.rdt
+      of who has no mount namespace         (inode numbers) and
+                                            ID/state.json behind that
     exits, events that wait               @exits, @events           the shim's end; `delete`
     a warden's socket                     its lock beside it        the warden; the next one
 
@@ -29,7 +30,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runtime import state
+from runtime import record, state
 from runtime.errors import ManorError, NotFound
 from runtime.linux.fds import OwnedFd
 from runtime.rootfs.pivot import unescape
@@ -62,12 +63,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Mount:
-    """A line of mountinfo."""
+    """A line of mountinfo. `inside` is the place in its file system, which is the device `device`."""
 
     id: int
     point: str
     fstype: str
     source: str
+    parent: int = 0
+    device: str = ""
+    inside: str = ""
 
 
 @dataclass
@@ -93,6 +97,11 @@ class Pod:
     def files(self) -> PodFiles:
         """The pod's own, where they are: a handler's Root leaves a link."""
         return PodFiles(os.path.realpath(self.directory))
+
+    @property
+    def own_socket(self) -> str:
+        """Its socket as far as it can be told from another's: they have one name, the directory and it."""
+        return self.socket if os.path.basename(self.socket) == os.path.basename(self.directory) else ""
 
     def bundles(self) -> list[str]:
         """Those of containerd's that are still there; it comes for their containers."""
@@ -136,13 +145,30 @@ def pods(run_dir: str) -> Iterator[Pod]:
 def read_pod(directory: str) -> Pod:
     """What the ledger says of the pod with that directory. Untrusted, OSError."""
     check_directory(directory)
+    _check_link(directory)
     note = deed.read(directory)
     recorded = sockets.recorded_socket(directory) or (note.socket if note is not None else "")
     names = [name for name in sorted(os.listdir(directory)) if not name.startswith(sockets.NOTE_MARK)]
     return Pod(directory, note, recorded, {name: _state(directory, name) for name in names})
 
 
+def _check_link(path: str) -> None:
+    """Untrusted for a link that no handler's Root has made: such a one leads to a pod's directory of that name."""
+    if os.path.islink(path):
+        place = os.path.realpath(path)
+        names = os.listdir(place)
+        ours = not names or any(name.startswith(sockets.NOTE_MARK) for name in names)
+        if os.path.basename(place) != os.path.basename(path) or not ours:
+            raise Untrusted(f"{path}: it leads to {place}, which is no pod's")
+
+
 def _state(directory: str, container_id: str) -> State | None:
+    """Known by the name of its directory, whatever stands in there."""
+    known = _read_state(directory, container_id)
+    return known if known is None or known.id == container_id else record.replace(known, id=container_id)
+
+
+def _read_state(directory: str, container_id: str) -> State | None:
     try:
         return state.load(directory, container_id)
     except ManorError:
@@ -162,7 +188,9 @@ def mounts() -> list[Mount]:
         for line in lines:
             front, _dash, back = line.partition(" - ")
             fields, (fstype, source) = front.split(" "), back.split(" ")[:2]
-            found.append(Mount(int(fields[0]), unescape(fields[4]), fstype, unescape(source)))
+            number, parent, device, inside, point = fields[:5]
+            places = unescape(point), fstype, unescape(source)
+            found.append(Mount(int(number), *places, int(parent), device, unescape(inside)))
     return found
 
 

@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
 from manor import ledger
 from manor.ledger import Pod, Stage, Untrusted
+from manor.usage import size, usage_of, usage_of_shim
 from runtime.errors import ManorError
 from runtime.state import STOPPED, State
 from runtime.status import status_of
@@ -38,7 +39,10 @@ _HERTZ = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Process:
-    """A container's init (`exec` ""), or an exec. `step` is the last that is done of a start that is under way."""
+    """A container's init (`exec` ""), or an exec. `step` is the last that is done of a start that is under way.
+
+    CPU time and memory are of all that came of it (`manor/usage.py`); None of who does not run.
+    """
 
     container: str
     exec: str
@@ -47,12 +51,14 @@ class Process:
     step: str
     age_s: float
     exit_status: int = 0
+    cpu_s: float | None = None
+    memory_bytes: int | None = None
 
 
 @dataclass
 class Row:
     """A pod as it is shown. `stages` are the processes that its shim has for the moment, to start something or to
-    write a log; `note` says where things are not what they should be.
+    write a log; `note` says where things are not what they should be. CPU time and memory are the shim's alone.
     """
 
     namespace: str
@@ -62,6 +68,8 @@ class Row:
     version: str = ""
     sandbox: str = ""
     age_s: float = 0.0
+    cpu_s: float | None = None
+    memory_bytes: int | None = None
     note: str = ""
     processes: list[Process] = field(default_factory=list)
     stages: list[dict[str, object]] = field(default_factory=list)
@@ -75,6 +83,7 @@ def look(run_dir: str, timeout_s: float) -> list[Row]:
     with ThreadPoolExecutor(min(_AT_ONCE, len(found))) as workers:
         rows = list(workers.map(lambda pod: _row(pod, timeout_s), found))
     _place(rows, ledger.stages())
+    _measure(rows)
     return sorted(rows, key=lambda row: (row.namespace, row.pod))
 
 
@@ -152,6 +161,25 @@ def _place(rows: Iterable[Row], stages: Iterable[Stage]) -> None:
             )
 
 
+def _measure(rows: Iterable[Row]) -> None:
+    """Note what everybody uses who runs."""
+    known = list(rows)
+    used = usage_of({each.pid for row in known for each in row.processes if _runs(each)})
+    for row in known:
+        if row.shim != DEAD and row.pid and (own := usage_of_shim(row.pid)) is not None:
+            row.cpu_s, row.memory_bytes = own.cpu_s, own.memory_bytes
+        row.processes = [
+            replace(each, cpu_s=used[each.pid].cpu_s, memory_bytes=used[each.pid].memory_bytes)
+            if _runs(each) and each.pid in used
+            else each
+            for each in row.processes
+        ]
+
+
+def _runs(process: Process) -> bool:
+    return process.pid > 0 and process.status != STOPPED
+
+
 # ---- showing it ----------------------------------------------------------------------------------
 
 
@@ -187,20 +215,27 @@ def lines_of(rows: Iterable[Row]) -> list[tuple[object, ...]]:
     found: list[tuple[object, ...]] = []
     for row in rows:
         what = f"shim {row.shim}" + (f", pod {row.sandbox}" if row.sandbox else "")
-        found.append((row.namespace, row.pod, "", "", row.pid or "-", what, age(row.age_s), row.note))
+        place = (row.namespace, row.pod, "", "", row.pid or "-", what, age(row.age_s))
+        found.append((*place, *_used(row.cpu_s, row.memory_bytes), row.note))
         for one in row.processes:
             doing = f"after {one.step!r}" if one.step else ""
             if one.status == STOPPED and row.shim == ALIVE and not row.note:
                 doing = f"exit {one.exit_status}"
-            found.append(("", "", one.container, one.exec, one.pid or "-", one.status, age(one.age_s), doing))
+            place = ("", "", one.container, one.exec, one.pid or "-", one.status, age(one.age_s))
+            found.append((*place, *_used(one.cpu_s, one.memory_bytes), doing))
         for stage in row.stages:
             seconds = stage["age_s"]
             assert isinstance(seconds, float)
-            found.append(("", "", "", "", stage["pid"], f"[{stage['stage']}]", age(seconds), stage["state"]))
+            at_work = ("", "", "", "", stage["pid"], f"[{stage['stage']}]", age(seconds))
+            found.append((*at_work, "", "", stage["state"]))
     return found
 
 
-HEADS = ("NAMESPACE", "POD", "CONTAINER", "EXEC", "PID", "STATUS", "AGE", "NOTE")
+def _used(cpu_s: float | None, memory_bytes: int | None) -> tuple[str, str]:
+    return "" if cpu_s is None else f"{cpu_s:.2f}s", "" if memory_bytes is None else size(memory_bytes)
+
+
+HEADS = ("NAMESPACE", "POD", "CONTAINER", "EXEC", "PID", "STATUS", "AGE", "CPU", "MEMORY", "NOTE")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,8 +1,8 @@
 """Removing what nobody owns, with the pod's directory locked: no start and no `delete` of that pod goes on meanwhile.
 
-Nothing is touched that is not known to be ours by more than its name: a process by its start time, a cgroup by its
-inode, a mount by its id. A path on record is only where to look, and is resolved without symlinks. No process is killed
-for being in a cgroup: another runtime may use that by now.
+Nothing is touched that is not known to be ours by more than its name (`manor/belongings.py`), a process by its start
+time. A path on record is only where to look, and is resolved without symlinks. No process is killed for being in a
+cgroup, and no mount taken from who lives in it: another runtime may use that by now.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from contextlib import contextmanager
 from functools import partial
 
 from manor import ledger
+from manor.belongings import cgroup_of, claims, group_of, has_bundle, mounts_of, users_of
 from manor.ledger import Mount, Pod, Stage
 from runtime import rdt, state
-from runtime.cgroups.cgroup import Cgroup, open_cgroup
 from runtime.cgroups.layout import Layout
 from runtime.errors import ManorError, describe
 from runtime.linux import mount as m
+from runtime.linux import procstat
 from runtime.linux.beneath import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
-from runtime.rootfs.on_host import detach
+from runtime.linux.trees import mount_id
 from runtime.state import State
 from shim import deed, journal, sockets
-from shim.container import rootfs_of
 from shim.delete import killed, known_exit, leave_note
 from shim.journal import NewerJournal
 
@@ -59,28 +59,21 @@ def _is_served(path: str) -> bool:
 
 
 def strays_of(pod: Pod, stages: Iterable[Stage]) -> list[Stage]:
-    """The processes in the session of a dead shim: as long as there is one, its pid is nobody else's."""
-    if pod.deed is None or state.is_alive(pod.deed.pid, pod.deed.start_time):
+    """The processes in the session of a dead shim: as long as there is one, its pid is nobody else's.
+
+    So where that pid is another process's by now, that session is, too.
+    """
+    if pod.deed is None or not _has_ended(pod.deed.pid, pod.deed.start_time):
         return []
     return [each for each in stages if each.session == pod.deed.pid and each.state not in ledger.ENDED]
 
 
-def cgroup_of(layout: Layout, pod: Pod, known: State) -> Cgroup | None:
-    """A container's cgroup, if there is one, and it is the very one that was made for it."""
+def _has_ended(pid: int, start_time: int) -> bool:
+    """Whether that process has, and nobody else has its pid."""
     try:
-        cgroup = open_cgroup(layout, known.cgroups_path, known.id)
-    except ManorError:  # systemd's, and nobody knows yet where, or nonsense
-        return None
-    there = [path for path in cgroup.paths.values() if os.path.isdir(path)]
-    if not there:
-        return None
-    noted = state.cgroup_inode(pod.directory, known.id)
-    first = next(iter(cgroup.paths.values()))
-    if noted and os.path.isdir(first) and os.stat(first).st_ino != noted:
-        return None  # somebody else's, who has made it anew
-    if not noted and cgroup.holders(1) and not (known.pid and state.is_alive(known.pid, known.start_time)):
-        return None  # nobody can say that it is ours
-    return cgroup
+        return procstat.start_time(pid) == start_time and procstat.is_zombie(pid)
+    except OSError:
+        return True
 
 
 def is_socket(path: str) -> bool:
@@ -91,19 +84,27 @@ def is_socket(path: str) -> bool:
         return False
 
 
+def foreign_to(pod: Pod, pods: Iterable[Pod]) -> set[str]:
+    """What the others of `pods` lay claim to."""
+    return {path for other in pods if other.directory != pod.directory for path in claims(other)}
+
+
 class Sweep:
     """Removes what a look has found."""
 
     def __init__(self, run_dir: str, layout: Layout) -> None:
         self._run_dir = run_dir
         self._layout = layout
+        self._foreign: set[str] = set()
         self.failures: list[str] = []
 
     def pods(self, directories: set[str]) -> None:
         """Every pod whose directory was found, if it is nobody's still."""
-        for pod in ledger.pods(self._run_dir):
+        there = list(ledger.pods(self._run_dir))
+        for pod in there:
             if pod.directory not in directories:
                 continue
+            self._foreign = foreign_to(pod, there)
             with locked(pod) as ours:
                 if not ours:
                     self.failures.append(f"pod {pod.name}: somebody has it now")
@@ -127,12 +128,13 @@ class Sweep:
         before = len(self.failures)
         for container_id, known in pod.containers.items():
             self._container(pod, container_id, known)
-        self._try("unmount", self._unmount, pod.files.shm, ("tmpfs",))
+        for place in pod.files.mounts:
+            self._try("unmount", self._unmount, place, ("tmpfs",))
         if len(self.failures) > before:
             return  # what is left stays on record
         self._try("remove the pod's files", pod.files.remove)
-        if is_socket(pod.socket):
-            self._try(f"remove {pod.socket}", _unlink, pod.socket)
+        if is_socket(pod.own_socket):
+            self._try(f"remove {pod.own_socket}", _unlink, pod.own_socket)
         sockets.forget_pod(pod.directory)
 
     def _container(self, pod: Pod, container_id: str, known: State | None) -> None:
@@ -143,12 +145,12 @@ class Sweep:
                 thaw = partial(self._thaw, pod, known)
                 self._try(f"kill {known.pid}", _kill, known.pid, known.start_time, thaw)
             ended = ended or killed(container_id, known.pid, known.start_time)
-            if os.path.isdir(known.bundle):  # should containerd come for it after all
+            # Should containerd come for it after all.
+            if os.path.isdir(known.bundle) and has_bundle(pod, known, self._foreign):
                 self._try("note exit", leave_note, known.bundle, ended)
             self._try("remove cgroup", self._remove_cgroup, pod, known)
-            if known.bundle:
-                self._try("unmount", self._unmount, rootfs_of(known.bundle), ())
-            self._try("take away what it has on the host", _clear_host, known)
+            self._try("unmount", self._unmount_all, pod, known)
+            self._try("remove resctrl group", self._remove_group, pod, known)
         if len(self.failures) == before:
             self._try(f"remove state of {container_id}", state.remove_directory, pod.directory, container_id)
 
@@ -171,6 +173,26 @@ class Sweep:
                 )
             time.sleep(_RETRY_S)
 
+    def _unmount_all(self, pod: Pod, known: State) -> None:
+        for each in mounts_of(pod, known, ledger.mounts(), self._foreign).tops:
+            self._await_no(f"{each.point} is", partial(users_of, each.point))
+            unmount(each)
+
+    def _remove_group(self, pod: Pod, known: State) -> None:
+        group = group_of(pod, known, self._foreign)
+        if group is not None:
+            self._await_no(f"{group.path} is", partial(rdt.tasks, group.path))
+            rdt.remove(group.path, ours=True)
+
+    def _await_no(self, what: str, users: Callable[[], list[int]]) -> None:
+        """OSError if there are some after END_S."""
+        deadline = time.monotonic() + END_S
+        while found := users():
+            if time.monotonic() > deadline:
+                pids = " ".join(map(str, found[:16]))
+                raise OSError(errno.EBUSY, f"{what} in use by {pids}, and they are not known to be ours")
+            time.sleep(_RETRY_S)
+
     def _unmount(self, point: str, types: tuple[str, ...]) -> None:
         for each in reversed([each for each in ledger.mounts() if each.point == point]):
             if types and each.fstype not in types:
@@ -190,7 +212,7 @@ def unmount(mounted: Mount) -> None:
     try:
         flags = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
         with openat2(slash, mounted.point.lstrip("/"), os.O_PATH, flags) as fd:
-            if m.mount_id(fd.fileno()) != mounted.id:
+            if mount_id(fd.fileno()) != mounted.id:
                 raise OSError(errno.ESTALE, f"{mounted.point} is not what it was")
             m.umount2(f"/proc/self/fd/{fd.fileno()}", m.MNT_DETACH)
     finally:
@@ -216,15 +238,6 @@ def _kill(pid: int, start_time: int, sent: Callable[[], object] = int) -> None:
         pass
     finally:
         os.close(pidfd)
-
-
-def _clear_host(known: State) -> None:
-    """What a container without a mount namespace has left, and its resctrl group."""
-    said = known.terms or {}
-    if isinstance(root := said.get("root_on_host"), str) and root:
-        detach(root)
-    if isinstance(group := said.get("rdt"), (list, tuple)) and len(group) == 2:
-        rdt.remove(str(group[0]), bool(group[1]))
 
 
 def _unlink(path: str) -> None:

@@ -129,6 +129,41 @@ def enter(plan: RdtPlan, root: str, pid: int) -> tuple[str, bool]:
     return joined, made and not plan.shared
 
 
+def expected(plan: RdtPlan, root: str) -> tuple[str, bool] | None:
+    """What `enter` would give, if that is to be removed one day: for who must after a crash in the middle."""
+    path = f"{root}/{plan.name}" if plan.name else root
+    ours = bool(plan.name) and not plan.shared and not os.path.lexists(path)
+    joined = f"{path}{_MONITORING}{plan.monitoring}" if plan.monitoring else path
+    return (joined, ours) if ours or (plan.monitoring and not os.path.lexists(joined)) else None
+
+
+def place(group: str, ours: bool) -> str:
+    """The directory that `remove` removes, "" if none: the group where it is ours, else its monitoring group."""
+    parent, _, monitored = group.partition(_MONITORING)
+    return parent if ours else group if monitored else ""
+
+
+def is_place(path: str, root: str) -> bool:
+    """Whether `path` could be a group below the resctrl file system `root`, by its name alone."""
+    group, found, monitored = path.removeprefix(f"{root}/").partition(_MONITORING)
+    if path.startswith(f"{root}{_MONITORING}"):
+        group, found, monitored = "", _MONITORING, path.removeprefix(f"{root}{_MONITORING}")
+    elif not path.startswith(f"{root}/") or not group or group in _RESERVED:
+        return False
+    names = [name for name, there in ((group, bool(group)), (monitored, bool(found))) if there]
+    return bool(names) and all(name and "/" not in name and name not in (".", "..") for name in names)
+
+
+def tasks(group: str) -> list[int]:
+    """The pids in a group, as far as this PID namespace sees them; none where it is gone."""
+    try:
+        return [int(pid) for pid in _content(f"{group}/tasks").split()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise RdtError(f"read {group}/tasks: {describe(error)}") from error
+
+
 def _check_machine(plan: RdtPlan, root: str) -> None:
     for resource, directory, field in (("L3", "L3", "l3CacheSchema"), ("MB", "MB", "memBwSchema")):
         asked = any(line.startswith(f"{resource}:") for line in plan.compared)
@@ -171,10 +206,9 @@ def _join(group: str, pid: int, root: str) -> None:
 
 def remove(group: str, ours: bool) -> None:
     """Remove what `enter` made: the group where it is ours, else its monitoring group. Fine if it is gone. RdtError."""
-    parent, _, monitored = group.partition(_MONITORING)
-    if not ours and not monitored:
+    path = place(group, ours)  # monitoring groups go with theirs
+    if not path:
         return
-    path = parent if ours else group  # monitoring groups go with theirs
     try:
         os.rmdir(path)
     except FileNotFoundError:

@@ -12,11 +12,13 @@ import os
 
 from runtime.errors import IdInUse, InvalidId, InvalidState, NotFound, StageError
 from runtime.linux import procstat
+from runtime.linux.trees import remove_tree
 from runtime.record import Record, as_dict
 from runtime.spec.json import JsonError, dump, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
 CREATING = "creating"
@@ -44,8 +46,9 @@ FORMAT = 1
 _OLDEST_FORMAT = 1
 GATE = "start.sock"
 _CGROUP_MADE = ".cgroup"
+_RDT_MADE = ".rdt"
 _ANNOUNCED = ".create"
-_MAX_ANNOUNCED = 64 << 10
+_MAX_NOTE = 64 << 10
 
 
 class State(Record):
@@ -122,61 +125,104 @@ def _make_root(root: str) -> None:
             ) from error
 
 
-def announce(directory: str, bundle: str, cgroups_path: str) -> None:
-    """Say what a create is about to make: a root mounted in `bundle`, a cgroup. One write(2), whole or not at all."""
+def announce(
+    directory: str, bundle: str, cgroups_path: str, more: Mapping[str, object] | None = None
+) -> None:
+    """Say what a create is about to make: a root mounted in `bundle`, a cgroup. One write(2), whole or not at all.
+
+    `more` is what few containers have: "root_on_host" and "rdt" as in `Terms`, "systemd" where the cgroup is to be a
+    unit. The inode number of `bundle` is noted, too: a directory of that name may be somebody else's one day. OSError.
+    """
+    said = {**(more or {}), "bundle": _inode(bundle)}
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(f"{directory}/{_ANNOUNCED}", flags, 0o600)
     try:
-        os.write(fd, dump([bundle, cgroups_path]))
+        os.write(fd, dump([bundle, cgroups_path, said]))
     finally:
         os.close(fd)
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
 
 
 def announced(root: str, container_id: str) -> State | None:
-    """What `announce` has said, as the state of a container that has come no further; None if nothing was said."""
+    """What `announce` has said, as the state of a container that has come no further; None if nothing was said.
+
+    Its `terms` are what was said more.
+    """
     try:
-        path = f"{root}/{check_id(container_id)}/{_ANNOUNCED}"
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        bundle, cgroups_path, *_more = parse(os.read(fd, _MAX_ANNOUNCED))  # a later version may say more
+        bundle, cgroups_path, *more = parse(
+            _read_note(root, container_id, _ANNOUNCED)
+        )  # a later version may say more
     except (OSError, JsonError, TypeError, ValueError):
         return None
-    finally:
-        os.close(fd)
     if type(bundle) is not str or type(cgroups_path) is not str:
         return None
-    return State(container_id, bundle, 0, 0, "", cgroups_path, (), 0, "", {}, "")
+    said = more[0] if more and type(more[0]) is dict else {}
+    return State(container_id, bundle, 0, 0, "", cgroups_path, (), 0, "", {}, "", terms=said)
 
 
-def note_cgroup(directory: str, path: str = "") -> None:
+def is_its_bundle(root: str, container_id: str, bundle: str) -> bool:
+    """Whether the directory `bundle` is the one that `announce` has seen, or nobody knows."""
+    said = announced(root, container_id)
+    noted = (said.terms or {}).get("bundle") if said is not None and said.bundle == bundle else 0
+    return not noted or _inode(bundle) == noted
+
+
+def note_cgroup(directory: str, paths: Iterable[str] = ()) -> None:
     """Say that the cgroup of the container of `directory` was made for it: until then that path is somebody else's.
 
-    `path` is its directory in the first hierarchy, whose inode number no later cgroup will have (fs/kernfs). OSError.
+    `paths` are its directories in all hierarchies, whose inode numbers no later cgroup will have (fs/kernfs). OSError.
     """
-    inode = os.stat(path).st_ino if path else 0
+    _note(directory, _CGROUP_MADE, " ".join(str(os.stat(path).st_ino) for path in paths) or "0")
+
+
+def cgroup_inodes(root: str, container_id: str) -> tuple[int, ...]:
+    """What `note_cgroup` has noted, in its order: nothing where it knew no directory (an earlier version knows none, or
+    the first one's), or said nothing.
+    """
+    return _inodes(root, container_id, _CGROUP_MADE)
+
+
+def note_rdt(directory: str, path: str) -> None:
+    """The same for the directory of a resctrl group that was made for the container. OSError."""
+    _note(directory, _RDT_MADE, str(os.stat(path).st_ino))
+
+
+def rdt_inode(root: str, container_id: str) -> int:
+    """What `note_rdt` has noted, 0 if nothing."""
+    return next(iter(_inodes(root, container_id, _RDT_MADE)), 0)
+
+
+def _note(directory: str, name: str, text: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(f"{directory}/{_CGROUP_MADE}", flags, 0o600)
+    fd = os.open(f"{directory}/{name}", flags, 0o600)
     try:
-        os.write(fd, str(inode).encode())
+        os.write(fd, text.encode())
     finally:
         os.close(fd)
 
 
-def cgroup_inode(root: str, container_id: str) -> int:
-    """What `note_cgroup` has noted: 0 where it knew no directory (an earlier version knows none), or said nothing."""
+def _inodes(root: str, container_id: str, name: str) -> tuple[int, ...]:
     try:
-        fd = os.open(
-            f"{root}/{check_id(container_id)}/{_CGROUP_MADE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        )
+        numbers = _read_note(root, container_id, name).split()
     except OSError:
-        return 0
+        return ()
+    found = [int(each) if each.isdigit() else 0 for each in numbers]
+    return tuple(found) if all(found) else ()
+
+
+def _read_note(root: str, container_id: str, name: str) -> bytes:
+    path = f"{root}/{check_id(container_id)}/{name}"
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        text = os.read(fd, 32)
+        return os.read(fd, _MAX_NOTE)
     finally:
         os.close(fd)
-    return int(text) if text.isdigit() else 0
 
 
 def has_cgroup(root: str, container_id: str) -> bool:
@@ -185,21 +231,16 @@ def has_cgroup(root: str, container_id: str) -> bool:
 
 
 def remove_directory(root: str, container_id: str) -> None:
-    """Remove the container's directory, whatever is in it; fine if it is gone."""
-    _remove(f"{root}/{check_id(container_id)}")
-
-
-def _remove(path: str) -> None:
+    """Remove the container's directory, whatever is in it; fine if it is gone. OSError, also for a mount in there."""
+    check_id(container_id)
     try:
-        names = os.listdir(path)
+        fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
-    for name in names:
-        try:
-            os.unlink(f"{path}/{name}")
-        except IsADirectoryError:
-            _remove(f"{path}/{name}")
-    os.rmdir(path)
+    try:
+        remove_tree(fd, container_id)
+    finally:
+        os.close(fd)
 
 
 def save(directory: str, state: State) -> None:

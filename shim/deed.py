@@ -25,6 +25,7 @@ NOTE = "@shim"
 PATIENCE_S = 10.0
 _RETRY_S = 0.005
 _MOST_BYTES = 64 << 10
+_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Deed(Record):
@@ -105,7 +106,7 @@ def write(held: OwnedFd, deed: Deed) -> None:
 def read(directory: str) -> Deed | None:
     """The note in a pod's directory; None where there is none that could be understood."""
     try:
-        with OwnedFd(os.open(f"{directory}/{NOTE}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as fd:
+        with OwnedFd(os.open(f"{directory}/{NOTE}", _READING)) as fd:
             value = parse(os.read(fd.fileno(), _MOST_BYTES))
         deed = Deed(**{name: value[name] for name in Deed.FIELD_NAMES})
     except (OSError, JsonError, KeyError, TypeError):

@@ -14,7 +14,7 @@ import _signal
 import os
 import time
 
-from runtime import state
+from runtime import rdt, state
 from runtime.bundle import read_config
 from runtime.cgroups.cgroup import Cgroup, open_cgroup
 from runtime.container import open_host
@@ -22,6 +22,7 @@ from runtime.errors import ManorError, NotFound, describe
 from runtime.linux.fds import OwnedFd
 from runtime.operations.delete import remove_cgroup
 from runtime.operations.load import cgroup_asked_for, cgroup_of
+from runtime.rootfs.on_host import detach
 from runtime.spec.load import load_spec
 from runtime.waiting import run
 from shim import journal, rootfs_mounts, systemd
@@ -53,7 +54,7 @@ def known_exit(root: str, container_id: str, bundle: str, pid: int = 0, start_ti
 def _read_note(bundle: str) -> list[Exit]:
     path = f"{bundle}/{EXIT_NOTE}"
     try:
-        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as note:
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)) as note:
             return journal.read_lines(path, os.read(note.fileno(), 1 << 16))
     except OSError:
         return []
@@ -141,6 +142,11 @@ class Remains:
     def _remove(self, left: state.State, container_id: str) -> None:
         self._try("kill init", self._kill, left.pid, left.start_time)
         self._try("remove cgroup", self._remove_cgroup_of, left, container_id)
+        said = left.terms or {}
+        if isinstance(root := said.get("root_on_host"), str) and root:
+            self._try("unmount", detach, root)
+        if isinstance(group := said.get("rdt"), (list, tuple)) and len(group) == 2:
+            self._try("remove resctrl group", rdt.remove, str(group[0]), group[1] is True)
         if left.bundle:
             self._try("unmount", rootfs_mounts.unmount, rootfs_of(left.bundle))
 

@@ -228,7 +228,7 @@ def read(directory: str) -> list[Exit]:
     """
     path = f"{directory}/{FILE}"
     try:
-        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)) as file:
+        with OwnedFd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
             data = b""
             while (chunk := os.read(file.fileno(), 1 << 20)) and len(data) < _READ_LIMIT:
                 data += chunk

@@ -13,10 +13,11 @@ import os
 from runtime.errors import MountError
 from runtime.linux import mount as m
 from runtime.linux.fds import OwnedFd
+from runtime.linux.trees import mount_id, remove_tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from shim.pod_plan import PodPlan
 
@@ -45,6 +46,11 @@ class PodFiles:
         """What the containers' /dev/shm is to be."""
         return f"{self.directory}/{_SHM}"
 
+    @property
+    def mounts(self) -> tuple[str, ...]:
+        """All that may be mounted for the pod."""
+        return self.shm, self._etc
+
     def sources(self) -> Mapping[str, str]:
         """Where each file of a container's lies, by its path there."""
         return {
@@ -71,9 +77,19 @@ class PodFiles:
 
     def remove(self) -> None:
         """Take all of it away, however much there is. OSError."""
-        unmount(self.shm)
-        unmount(self._etc)
-        _remove_tree(self.directory)
+        root, name = os.path.split(self.directory)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            with OwnedFd(os.open(root, flags)) as above:
+                try:
+                    with OwnedFd(os.open(name, flags | os.O_NOFOLLOW, dir_fd=above.fileno())) as own:
+                        for mounted in (_SHM, _ETC):
+                            _unmount(own.fileno(), mounted)
+                except NotADirectoryError:
+                    pass  # not ours, but in its place
+                remove_tree(above.fileno(), name)
+        except FileNotFoundError:
+            pass
 
     def _write(self, name: str, content: bytes, owner: tuple[int, int]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -115,32 +131,12 @@ def share_label(paths: Iterable[str], mount_label: str) -> None:
                 raise MountError(f"label {path} {label!r}: {os.strerror(error.errno or 0)}") from error
 
 
-def unmount(path: str) -> None:
-    """Detach what is mounted on `path`, if something is. Containers keep what they have of it."""
+def _unmount(directory: int, name: str) -> None:
+    """Detach what is mounted on `name` there, if something is. Containers keep what they have of it."""
     try:
-        if m.is_mount_point(path):
-            m.umount2(path, m.MNT_DETACH | m.UMOUNT_NOFOLLOW)
+        with OwnedFd(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)) as there:
+            if mount_id(there.fileno()) != mount_id(directory):
+                m.umount2(f"/proc/self/fd/{directory}/{name}", m.MNT_DETACH | m.UMOUNT_NOFOLLOW)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOENT):
             raise
-
-
-def _remove_tree(directory: str) -> None:
-    """Like rm -r; symlinks are not followed. Another may be at it: for who had no patience, and asks again."""
-    try:
-        entries = list(os.scandir(directory))
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            _remove_tree(entry.path)
-        else:
-            _remove(os.unlink, entry.path)
-    _remove(os.rmdir, directory)
-
-
-def _remove(call: Callable[[str], None], path: str) -> None:
-    try:
-        call(path)
-    except FileNotFoundError:
-        pass

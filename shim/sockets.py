@@ -162,8 +162,9 @@ def write_whole(directory: int, name: str, text: str) -> None:
 
 def recorded_socket(pod_directory: str) -> str:
     """Where the pod's shim listens, or did; "" for a pod that never had one, or whose shim ended in order."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with OwnedFd(os.open(f"{pod_directory}/{_SOCKET_NOTE}", os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        with OwnedFd(os.open(f"{pod_directory}/{_SOCKET_NOTE}", flags)) as fd:
             return os.fsdecode(os.read(fd.fileno(), 4096))
     except OSError:
         return ""

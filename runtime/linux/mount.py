@@ -15,6 +15,7 @@ from runtime.linux import constants as c
 from runtime.linux.fds import OwnedFd
 from runtime.linux.ffi import c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p, create_string_buffer, sizeof
 from runtime.linux.libc import function, syscall
+from runtime.linux.trees import mount_id
 
 # linux/mount.h: flags of mount(2)
 MS_RDONLY = 1
@@ -212,13 +213,6 @@ def filesystem_magic(fd: int) -> int:
     _fstatfs(fd, buffer)
     magic: int = struct.unpack_from("=l" if sizeof(c_long) == 4 else "=q", buffer)[0]
     return magic & 0xFFFFFFFF
-
-
-def mount_id(fd: int) -> int:
-    """The id of the mount that an open file is on, as mountinfo has it. proc_pid_fdinfo(5), Linux 3.15."""
-    with OwnedFd(os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)) as info:
-        lines = os.read(info.fileno(), 4096).splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
 
 
 def is_mount_point(path: str) -> bool:

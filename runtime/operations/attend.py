@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from runtime import hooks, net_devices, rdt
+from runtime import hooks, net_devices, rdt, state
 from runtime.linux.fds import OwnedFd
 from runtime.net_devices import plan_net_devices
 from runtime.operations.lifecycle_hooks import host_hooks
@@ -33,11 +33,12 @@ class Attendance:
     both. ConfigError or Unsupported for what may not be asked for.
     """
 
-    __slots__ = ("_devices", "_hooks", "_moved", "_namespace", "_rdt", "host", "rdt")
+    __slots__ = ("_devices", "_hooks", "_id", "_moved", "_namespace", "_rdt", "host", "rdt")
 
     def __init__(self, host: Host, request: CreateRequest) -> None:
         linux = request.spec.linux
         self.host = host
+        self._id = request.id
         self._devices = plan_net_devices(linux.net_devices)
         self._rdt: tuple[RdtPlan, str] | None = None
         if linux.intel_rdt is not None:
@@ -53,6 +54,11 @@ class Attendance:
         return bool(self._devices or self._rdt or self._hooks)
 
     @property
+    def group(self) -> tuple[str, bool] | None:
+        """The resctrl group that is to be made, as `rdt` will have it; None without one."""
+        return None if self._rdt is None else rdt.expected(*self._rdt)
+
+    @property
     def set_up_net_devices(self) -> Callable[[str], None] | None:
         """What init does with the devices it is told of."""
         return _set_up if self._devices else None
@@ -63,6 +69,8 @@ class Attendance:
         if self._rdt is not None:
             plan, root = self._rdt
             self.rdt = rdt.enter(plan, root, pid)
+            if made := rdt.place(*self.rdt):
+                state.note_rdt(f"{self.host.root}/{self._id}", made)
         if self._devices:
             self._namespace = OwnedFd(
                 os.open(f"{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.host.procfs.fileno())

@@ -7,7 +7,7 @@ import time
 
 from runtime import state, terms, trace
 from runtime.cgroups.cgroup import create_cgroup
-from runtime.cgroups.driver import FS, driver_of
+from runtime.cgroups.driver import FS, SYSTEMD, driver_of
 from runtime.container import Container
 from runtime.errors import CgroupError, InvalidState, ManorError, StageError, Unsupported
 from runtime.linux import constants as c
@@ -31,7 +31,7 @@ from runtime.operations.process_plan import (
 )
 from runtime.record import replace
 from runtime.rootfs.on_host import detach
-from runtime.rootfs.plan import plan_rootfs
+from runtime.rootfs.plan import plan_rootfs, root_on_host
 from runtime.stages.landlord import choose_shape, landlord_fds, launch_landlord
 from runtime.stages.plan import LandlordPlan
 from runtime.stages.stage0_parent import HostSide, bury
@@ -73,36 +73,27 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
         for name in request.options.directories:
             os.mkdir(f"{directory}/{name}", 0o755)
         trace.passed("make state directory")
-        said = replace(plan_terms(host, spec, namespaces), keyring=request.options.keyring)
+        attendance = Attendance(host, request)
+        undo.push(attendance.close)
+        undo.push(attendance.undo)
+        said = replace(
+            plan_terms(host, spec, namespaces),
+            keyring=request.options.keyring,
+            rdt=attendance.group,
+            root_on_host=root_on_host(spec, request.bundle),
+        )
         process = plan_process(host, spec.process, said, stdio, request.options.preserved_fds)
-        gate = None
-        if request.options.gate:
-            lent.append(
-                (yield from lock(host, request.id))
-            )  # whoever asks meanwhile sees it as being created
-            gate = make_gate(directory)
-            lent.append(gate)
-            trace.passed("make start gate")
-            # With no cgroup and no mount yet: should we be killed from here on, it says what to clean up by.
-            state.save(directory, announce(request, said))
-        else:
-            # The same for who has nobody to ask for its state meanwhile, at a tenth of the price.
-            state.announce(directory, request.bundle, spec.linux.cgroups_path or "")
+        gate = yield from _announce(host, request, directory, said, lent)
         trace.passed("announce")
         if request.prepare is not None:
             request.prepare()
             timeline.mark("prepare root file system")
-        attendance = Attendance(host, request)
-        undo.push(attendance.close)
-        undo.push(attendance.undo)
         plan = _plan_landlord(host, request, namespaces, process, gate, attendance)
         lent += landlord_fds(plan)
-        if plan.rootfs.on_host:
-            said = replace(said, root_on_host=plan.rootfs.root)
         timeline.mark("plan")
         cgroup = yield from _make_cgroup(host, spec, request.id)
         undo.push(cgroup.try_delete)
-        state.note_cgroup(directory, next(iter(cgroup.paths.values()), ""))
+        state.note_cgroup(directory, cgroup.paths.values())
         timeline.mark("make cgroup")
         container = yield from _bring_up(host, request, plan, said, cgroup, attendance, timeline)
         container.marks = timeline.marks()
@@ -110,6 +101,30 @@ def create(host: Host, request: CreateRequest, timeline: Timeline | None = None)
     attendance.close()
     close_all(lent)
     return container
+
+
+def _announce(
+    host: Host, request: CreateRequest, directory: str, said: Terms, lent: list[OwnedFd]
+) -> Operation[OwnedFd | None]:
+    """The start gate. Killed from here on, with no cgroup and no mount yet, we leave word of what to clean up by."""
+    if not request.options.gate:
+        path, more = request.spec.linux.cgroups_path or "", _seldom(host, request.spec, said)
+        # For who has nobody to ask for its state meanwhile, at a tenth of the price.
+        state.announce(directory, request.bundle, path, more)
+        return None
+    lent.append((yield from lock(host, request.id)))  # whoever asks meanwhile sees it as being created
+    gate = make_gate(directory)
+    lent.append(gate)
+    trace.passed("make start gate")
+    state.save(directory, announce(request, said))
+    return gate
+
+
+def _seldom(host: Host, spec: Spec, said: Terms) -> dict[str, object]:
+    """What else a create is about to make, where it is more than a root and a cgroup."""
+    more: dict[str, object] = {"root_on_host": said.root_on_host, "rdt": said.rdt}
+    more["systemd"] = driver_of(spec.linux.cgroups_path, host.systemd_cgroup) == SYSTEMD
+    return {name: thing for name, thing in more.items() if thing}
 
 
 def _make_cgroup(host: Host, spec: Spec, container_id: str) -> Operation[Cgroup]:
@@ -148,8 +163,7 @@ def _bring_up(
             launched.warnings += tuple(
                 [f"annotation {name}: this property is not allowed" for name in refused]
             )
-        if attendance.rdt is not None:
-            said = replace(said, rdt=attendance.rdt)
+        said = replace(said, rdt=attendance.rdt)
         container = Container(host, request.id, request.bundle, launched, cgroup, said)
         container.start_time, container.created = _started(launched.pid, request.id), _now()
         # Stored before init is let go: a kill in between leaves something to clean up by.

@@ -16,6 +16,7 @@ from runtime.cgroups.driver import SYSTEMD, driver_of
 from runtime.container import Container
 from runtime.errors import InvalidState, ManorError, NotFound
 from runtime.linux.fds import OwnedFd
+from runtime.record import replace
 from runtime.stages.channel import Channel
 from runtime.stages.stage0_parent import Launched
 from runtime.status import status_of
@@ -66,6 +67,8 @@ def cgroup_of(host: Host, known: state.State) -> Cgroup:
     if known.pid:
         return reopen(host.layout, said, host.systemd)
     # It was to be made: what is known of its cgroup is what the config asked for.
+    if (known.terms or {}).get("systemd"):
+        host = replace(host, systemd_cgroup=True)  # by an option, which nobody has told us
     cgroup = cgroup_asked_for(host, known.cgroups_path, known.id)
     if not state.has_cgroup(host.root, known.id) and cgroup.holders(1):
         cgroup = open_cgroup(host.layout, known.cgroups_path if not cgroup.unit else "", known.id)

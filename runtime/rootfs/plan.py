@@ -184,6 +184,13 @@ def plan_rootfs(spec: Spec, bundle: str, view: CgroupView, no_pivot: bool = Fals
     )
 
 
+def root_on_host(spec: Spec, bundle: str) -> str:
+    """The root of a container that has no mount namespace of its own, so that its mounts outlive it; "" for others."""
+    if any(namespace.type == "mount" for namespace in spec.linux.namespaces):
+        return ""
+    return _below(bundle, spec.root.path)
+
+
 def _propagation(asked: str | None, no_pivot: bool) -> int:
     propagation, recursive = PROPAGATION[asked or "rslave"]
     if no_pivot and propagation == m.MS_PRIVATE:

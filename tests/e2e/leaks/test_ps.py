@@ -69,6 +69,25 @@ def test_containers_and_execs_with_their_stages_and_ages(door: LedgerDoor) -> No
     door.end("c1")
 
 
+def test_what_each_uses_with_all_that_came_of_it(door: LedgerDoor) -> None:
+    door.run("c1", ["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; sleep 1000 & sleep 1000"])
+    door.exec("c1", "e1", SLEEP)
+    door.add_exec("c1", "added", SLEEP)
+
+    def used() -> dict[str, tuple[float | None, int | None]]:
+        return {each.exec: (each.cpu_s, each.memory_bytes) for each in look(door)[0].processes}
+
+    eventually(lambda: (used()[""][0] or 0) > 0)  # clock ticks
+    eventually(lambda: (used()[""][1] or 0) > (used()["e1"][1] or 0) > 0)  # two processes, and one
+    assert used()["added"] == (None, None)
+    (row,) = look(door)
+    assert row.cpu_s is not None
+    assert row.memory_bytes is not None
+    assert 0 < row.memory_bytes < 40 << 20
+    door.end("c1")
+    assert [(each.cpu_s, each.memory_bytes) for row in look(door) for each in row.processes] == []
+
+
 def test_a_create_that_is_under_way_says_how_far_it_is_and_who_is_at_work(door: LedgerDoor) -> None:
     there, go_on = hold_creates(door, "c1")
     door.start("c1")
@@ -125,7 +144,7 @@ def test_a_dead_shims_containers_are_read_from_its_files(
     assert (told["pod"], told["shim"], told["processes"][0]["container"]) == ("c1", "dead", "c1")
     assert ps.main(["--run-dir", str(door.run_dir)]) == 1
     head, pod, process = capsys.readouterr().out.splitlines()[:3]
-    assert head.split() == ["NAMESPACE", "POD", "CONTAINER", "EXEC", "PID", "STATUS", "AGE", "NOTE"]
+    assert head.split() == list(ps.HEADS)
     assert "shim dead" in pod
     assert process.split()[:3] == ["c1", str(init), "running"]
 

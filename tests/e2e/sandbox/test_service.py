@@ -384,7 +384,7 @@ def test_what_a_killed_shim_has_left_of_a_pod_is_found_and_removed() -> None:
             shutil.rmtree(door.directory / "bundles")
             found = leaks.look(str(door.run_dir), 0)
             kinds = sorted(each.kind for each in found.leaks)
-            assert kinds == ["cgroup"] * 2 + ["mount"] + ["process"] * 2 + ["socket"] + ["state"] * 3
+            assert kinds == ["cgroup"] * 2 + ["mount"] * 2 + ["process"] * 2 + ["socket"] + ["state"] * 3
             assert leaks.collect(str(door.run_dir), found).failures == []
             assert [alive(pid) for pid in (landlord, init)] == [False, False]
             assert (door.left(), door.state.exists()) == ([], False)

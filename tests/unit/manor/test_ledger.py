@@ -153,10 +153,14 @@ def test_a_warden_that_holds_its_lock_is_not_dead(tmp_path: Path) -> None:
     assert [each.stem for each in ledger.dead_wardens(str(tmp_path))] == [str(tmp_path / "warden-1")]
 
 
-def test_the_cgroup_that_was_made_is_known_by_its_inode(tmp_path: Path) -> None:
-    for name in ("c1", "c2", "c3", "cgroup"):
+def test_the_groups_that_were_made_are_known_by_their_inodes(tmp_path: Path) -> None:
+    for name in ("c1", "c2", "c3", "cgroup", "other"):
         (tmp_path / name).mkdir()
-    state.note_cgroup(str(tmp_path / "c1"), str(tmp_path / "cgroup"))
+    made = [str(tmp_path / name) for name in ("cgroup", "other")]
+    state.note_cgroup(str(tmp_path / "c1"), made)
     state.note_cgroup(str(tmp_path / "c2"))
-    assert state.cgroup_inode(str(tmp_path), "c1") == (tmp_path / "cgroup").stat().st_ino
-    assert [state.cgroup_inode(str(tmp_path), name) for name in ("c2", "c3", "c4")] == [0, 0, 0]
+    assert state.cgroup_inodes(str(tmp_path), "c1") == tuple(os.stat(each).st_ino for each in made)
+    assert [state.cgroup_inodes(str(tmp_path), name) for name in ("c2", "c3", "c4")] == [(), (), ()]
+    state.note_rdt(str(tmp_path / "c1"), made[0])
+    assert state.rdt_inode(str(tmp_path), "c1") == os.stat(made[0]).st_ino
+    assert [state.rdt_inode(str(tmp_path), name) for name in ("c2", "c4")] == [0, 0]

@@ -135,6 +135,40 @@ def content(path: Path) -> str:
     return path.read_text()
 
 
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        (IntelRdt(), ()),
+        (IntelRdt(), ("c1",)),
+        (IntelRdt(enable_monitoring=True), ()),
+        (IntelRdt("gold", schemata=("L3:0=f",)), ()),
+        (IntelRdt("gold", enable_monitoring=True), ("gold",)),
+        (IntelRdt("/", enable_monitoring=True), ()),
+        (IntelRdt("/"), ()),
+    ],
+)
+def test_what_is_to_be_removed_one_day_is_known_before_it_is_made(
+    tree: Path, asked: IntelRdt, there: tuple[str, ...]
+) -> None:
+    for name in there:
+        os.mkdir(tree / name)
+    said = rdt.expected(plan_rdt(asked, "c1"), str(tree))
+    made = entered(tree, asked)
+    place = rdt.place(*made)
+    assert said == (made if place else None)
+    assert not place or rdt.is_place(place, str(tree))
+
+
+def test_who_is_in_a_group_is_read_from_it(tree: Path) -> None:
+    os.mkdir(tree / "c1")
+    (tree / "c1" / "tasks").write_text("4\n2\n")
+    assert rdt.tasks(f"{tree}/c1") == [4, 2]
+    assert rdt.tasks(f"{tree}/c2") == []
+    (tree / "c1" / "tasks").write_text("x")
+    with pytest.raises(RdtError, match=r"read .*/c1/tasks"):
+        rdt.tasks(f"{tree}/c1")
+
+
 def test_a_group_is_made_configured_and_joined(tree: Path) -> None:
     asked = IntelRdt(None, ("L2:0=f",), "L3:0=f0", "MB:0=20")
     assert entered(tree, asked) == (f"{tree}/c1", True)

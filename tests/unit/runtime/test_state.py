@@ -165,6 +165,25 @@ def test_an_announcement_of_a_create_is_read_in_every_form_that_it_has_had(tmp_p
     assert (later.bundle, later.cgroups_path) == ("/b", "/p")
 
 
+def test_a_bundle_is_known_by_its_inode_as_long_as_it_is_the_one_that_was_announced(tmp_path: Path) -> None:
+    bundle, other = tmp_path / "bundle", tmp_path / "other"
+    bundle.mkdir()
+    other.mkdir()
+    root = str(tmp_path / "root")
+    directory = state.make_directory(root, "c1", traversable=False)
+    assert state.is_its_bundle(root, "c1", str(bundle))  # nobody knows
+    state.announce(directory, str(bundle), "/p", {"systemd": True})
+    known = state.announced(root, "c1")
+    assert known is not None
+    assert known.terms == {"systemd": True, "bundle": bundle.stat().st_ino}
+    assert state.is_its_bundle(root, "c1", str(bundle))
+    assert state.is_its_bundle(root, "c1", str(other))
+    bundle.rename(tmp_path / "before")
+    assert not state.is_its_bundle(root, "c1", str(bundle))
+    bundle.mkdir()
+    assert not state.is_its_bundle(root, "c1", str(bundle))
+
+
 def changed(root: Path, **fields: object) -> None:
     told = json.loads((saved(root) / "state.json").read_text())
     (root / "c1/state.json").write_text(json.dumps({**told, **fields}))

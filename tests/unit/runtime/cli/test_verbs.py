@@ -113,7 +113,7 @@ def test_a_question_loads_neither_operations_nor_ctypes(tmp_path: Path, words: l
         *("runtime.cli", "runtime.cli.arguments", "runtime.cli.command", "runtime.cli.inspect"),
         *("runtime.cli.logs", "runtime.cli.output", "runtime.cli.settings", "runtime.status"),
         *("runtime.cli.verbs", "runtime.errors", "runtime.linux", "runtime.linux.procstat", "runtime.record"),
-        *("runtime.spec", "runtime.spec.json", "runtime.state"),
+        *("runtime.linux.trees", "runtime.spec", "runtime.spec.json", "runtime.state"),
     }
 
 
