@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from manor import leaks
 from runtime.cgroups.driver import booted_with_systemd
 from shim.api import task
 from shim.api.codec import decode, encode
@@ -33,6 +35,7 @@ if not booted_with_systemd():
 MIB = 1 << 20
 LIMIT_S = 60
 SLICE = "manor-door.slice"
+CUT = "manor-cut.slice"
 SYSTEMD = encode(pack(RuntimeOptions(config_body=b"SystemdCgroup = true\n")))
 
 
@@ -128,3 +131,55 @@ def test_info_says_that_it_is_there(world: Door) -> None:
     told = info(world).features
     assert told is not None
     assert json.loads(told.value)["linux"]["cgroup"]["systemd"] is True
+
+
+@pytest.fixture
+def containerd(door: Door) -> Iterator[None]:
+    """Somebody listens where the shim was told that its containerd does: it lives, and has not come for it."""
+    path = door.directory / "grpc"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        yield
+    path.unlink()
+
+
+def leaked(door: Door) -> list[tuple[str, str]]:
+    """What `manor leaks` finds."""
+    return [(each.kind, each.what) for each in leaks.look(str(door.run_dir), 0).leaks]
+
+
+def collect(door: Door) -> None:
+    left = leaks.collect(str(door.run_dir), leaks.look(str(door.run_dir), 0))
+    assert (left.leaks, left.failures) == ([], [])
+
+
+@pytest.mark.usefixtures("containerd")
+def test_the_unit_of_a_dead_shims_container_is_a_leak_and_goes(door: Door) -> None:
+    prepare(door, "lost")
+    door.create("lost", options=pack(Options(systemd_cgroup=True)))
+    door.ask("Start", task.StartRequest("lost"))
+    os.kill(door.shim_pid(), signal.SIGKILL)
+    eventually(lambda: ("unit", "manor-lost.scope") in leaked(door))
+    collect(door)
+    assert is_gone("lost")
+
+
+@pytest.mark.usefixtures("containerd")
+def test_so_is_that_of_a_create_that_was_cut_short(door: Door) -> None:
+    """A scope goes with its processes; a slice stays, until somebody stops it."""
+    there = door.directory / "there"
+    script = f"touch {there}; exec sleep 60"
+    hooks = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
+    prepare(door, "cut", SYSTEMD, hooks=hooks)
+    bundle = door.directory / "bundles" / "cut"
+    config = json.loads((bundle / "config.json").read_text())
+    config["linux"]["cgroupsPath"] = f":manor:{CUT}"
+    (bundle / "config.json").write_text(json.dumps(config))
+    door.client.begin(task.SERVICE_V2, "Create", encode(task.CreateTaskRequest(id="cut", bundle=str(bundle))))
+    eventually(there.exists)
+    os.kill(door.shim_pid(), signal.SIGKILL)
+    eventually(lambda: ("unit", CUT) in leaked(door))
+    collect(door)
+    told = subprocess.run(["systemctl", "is-active", CUT], capture_output=True, text=True, check=False)
+    assert told.stdout.strip() == "inactive"

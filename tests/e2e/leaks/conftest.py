@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 
 from manor import leaks
 from manor.leaks import Found
+from manor.sweep import Sweep
+from runtime.cgroups.layout import detect_layout
 from tests.e2e.shim.door import Door, Events, eventually, opened
 
 
@@ -65,9 +68,20 @@ def kinds(found: Found) -> list[str]:
 
 @pytest.fixture(scope="session")
 def world() -> Iterator[Door]:
-    """What the nodes of these tests have in common: a warden takes seconds, a shim of its does not."""
+    """What the nodes of these tests have in common: a warden takes seconds, a shim of its does not.
+
+    On a machine that is busy the first one may come too late, and leave a socket, which is a leak.
+    """
     with opened() as made:
+        eventually(lambda: _has_warden(made))
         yield made
+
+
+def _has_warden(door: Door) -> bool:
+    command = [str(door.program), "-info"]
+    subprocess.run(command, env=door.environ, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    Sweep(str(door.run_dir), detect_layout()).wardens()
+    return any(door.run_dir.glob("warden-*.lock"))
 
 
 @pytest.fixture
