@@ -24,6 +24,10 @@ _SYS_io_getevents = c.syscall_number("io_getevents")
 # buf, nbytes, offset, reserved; flags, resfd.
 _IOCB = struct.Struct("=QQHhIQQqQII")
 _EVENT = struct.Struct("=QQqq")  # data, obj, res, res2
+_KEPT = (
+    create_string_buffer(_IOCB.size),
+    create_string_buffer(_EVENT.size),
+)  # so that there are classes of their sizes
 _IOCB_CMD_FDSYNC = 3
 _IOCB_FLAG_RESFD = 1
 
@@ -41,7 +45,6 @@ class FileSync:
         syscall("io_setup", _SYS_io_setup, c_long(1), byref(context))
         self._context = context
         self._ready = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        # Made once: each size of a buffer is a class, which is kept as long as one of them is there.
         self._iocb = create_string_buffer(_IOCB.size)
         self._event = create_string_buffer(_EVENT.size)
 

@@ -97,7 +97,10 @@ pythonapi = PyDLL(None)
 
 
 def create_string_buffer(content: int | bytes, size: int | None = None) -> Any:
-    """An array of c_char, `size` bytes that hold `content` (one more than it has), or that many zeros."""
+    """An array of c_char, `size` bytes that hold `content` (one more than it has), or that many zeros.
+
+    Each size is a class, of 3 KB, that is made when there is none: who needs one often, or in a shim, keeps a buffer.
+    """
     if isinstance(content, int):
         return (c_char * content)()
     buffer: Any = (c_char * (len(content) + 1 if size is None else size))()
@@ -114,5 +117,4 @@ def string_at(address: int, size: int) -> bytes:
 
 def memmove(address: int, content: bytes) -> None:
     """Write `content` to `address`."""
-    memory: Any = (c_char * len(content)).from_address(address)
-    memory.raw = content
+    pythonapi.memmove(c_void_p(address), content, c_size_t(len(content)))

@@ -75,6 +75,8 @@ _MOUNT_ATTR = struct.Struct("=4Q")  # struct mount_attr: attr_set, attr_clr, pro
 _mount = function("mount", c_int, c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
 _umount2 = function("umount2", c_int, c_char_p, c_int)
 _fstatfs = function("fstatfs", c_int, c_int, c_void_p)
+_STATFS_ROOM = 256  # bytes: more than a struct statfs has
+_KEPT = create_string_buffer(_STATFS_ROOM)  # so that there is a class of its size
 _SYS_pivot_root = c.syscall_number("pivot_root")
 
 
@@ -209,7 +211,7 @@ def fs_message(fd: int) -> str:
 
 def filesystem_magic(fd: int) -> int:
     """f_type of fstatfs(2): which kind of file system `fd` lies on (constants: PROC_SUPER_MAGIC …)."""
-    buffer = create_string_buffer(256)
+    buffer = create_string_buffer(_STATFS_ROOM)
     _fstatfs(fd, buffer)
     magic: int = struct.unpack_from("=l" if sizeof(c_long) == 4 else "=q", buffer)[0]
     return magic & 0xFFFFFFFF

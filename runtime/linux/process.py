@@ -43,6 +43,10 @@ _setdomainname = function("setdomainname", c_int, c_char_p, c_size_t)
 _prctl = function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 
 _CLONE_ARGS = struct.Struct("<11Q")  # struct clone_args up to cgroup: CLONE_ARGS_SIZE_VER2
+_KEPT = (
+    create_string_buffer(_CLONE_ARGS.size),
+    create_string_buffer(16),
+)  # so that there are classes of their sizes
 _SYS_clone = c.syscall_number("clone")
 _SYS_rt_sigaction = c.syscall_number("rt_sigaction")
 _DEFAULT_ACTION = bytes(32)  # struct kernel_sigaction: SIG_DFL, no flags, no restorer, empty mask
@@ -131,7 +135,7 @@ def prctl(option: int, argument: int = 0, argument3: int = 0, argument4: int = 0
 
 def set_process_name(name: str) -> None:
     """PR_SET_NAME: what ps and /proc/PID/comm show; the kernel keeps 15 bytes."""
-    text = create_string_buffer(name.encode()[:15])
+    text = create_string_buffer(name.encode()[:15], 16)
     _prctl(c.PR_SET_NAME, addressof(text), 0, 0, 0)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # struct prctl_mm_map: start_code end_code start_data end_data start_brk brk start_stack arg_start arg_end
 # env_start env_end, auxv (kept as it is: NULL), auxv_size, exe_fd (kept: -1).
 _MM_MAP = struct.Struct("=11QQIi")
+_KEPT = create_string_buffer(_MM_MAP.size)  # so that there is a class of its size
 
 _prctl = function("prctl", c_int, c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _sbrk = pythonapi["sbrk"]  # pythonapi is dlopen(NULL): everything that is loaded

@@ -14,10 +14,10 @@ from tests.harness.crictl import Crictl
 from tests.harness.waiting import eventually
 
 # All anonymous memory, shared with the warden or not. 3.11 writes to what it only reads: `runtime/linux/sharing.py`.
-IDLE_ANONYMOUS_MB = 5.0 if sys.version_info >= (3, 12) else 6.5
+IDLE_ANONYMOUS_MB = 5.0 if sys.version_info >= (3, 12) else 7.5
 # What a shim has to itself; from 3.12 on the objects it shares with the warden are immortal, and what it writes to lies
 # together (`runtime/linux/packing.py`). If code that is new runs in each shim: `make hot`.
-IDLE_PRIVATE_MB = 1.5 if sys.version_info >= (3, 12) else 4.5
+IDLE_PRIVATE_MB = 1.5 if sys.version_info >= (3, 12) else 5.25
 # Epoll, socket, containerd's connections, the log, the events sink, pidfds: not one for each exec there ever was.
 IDLE_DESCRIPTORS = 40
 PYTHON_FILES = (".py", ".pyc")

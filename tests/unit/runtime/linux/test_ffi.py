@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
+import weakref
 
 import pytest
 
-from runtime.linux import ffi
+from runtime.linux import aio, ffi, mount, process, title
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,20 @@ def test_what_is_not_there_is_named() -> None:
         ffi.PyDLL(None)["no_such_function"]
     with pytest.raises(OSError, match="no_such_library"):
         ffi.PyDLL("no_such_library.so")
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        process._CLONE_ARGS.size,
+        16,
+        aio._IOCB.size,
+        aio._EVENT.size,
+        title._MM_MAP.size,
+        mount._STATFS_ROOM,
+    ],
+)
+def test_classes_of_buffers_that_every_shim_makes_are_there_before_and_stay(size: int) -> None:
+    kept = weakref.ref(type(ffi.create_string_buffer(size)))
+    gc.collect()
+    assert kept() is not None
