@@ -42,6 +42,7 @@ soak: ready  ## the long checks: 300 pod cycles (CYCLES=n), 5,000 hostile config
 
 hot: ready  ## write shim/hot.py anew: the code that runs in a shim, which a warden lays together (root; after changes)
 	@$(BIN)/python -m tests.harness.hot_code --add
+	@$(BIN)/ruff format -q shim/hot.py
 
 bench: ready  ## Manor beside runc, in one run (WORKS=exec.shim,pod.start … for some of it, QUICK=1 for a glance)
 	@$(BIN)/python -m benchmarks $(if $(WORKS),--works $(WORKS)) $(if $(QUICK),--quick)
