@@ -5,6 +5,7 @@ CI does a slice; `make soak` does `MANOR_EXECS` of them, mixed by `MANOR_SEED`.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ import pytest
 
 from cri.client import Client
 from shim.api import task
+from shim.api.types import Any
 from tests.e2e.conftest import Node
 from tests.e2e.execs.lane import CONTAINER, LIMIT_S, Lane, Noise, size
 from tests.e2e.shim.door import Door, eventually
@@ -32,11 +34,12 @@ CRI_EXECS = min(EXECS // 10, 2000)
 SEED = int(os.environ.get("MANOR_SEED", "1"))
 # How many at once, and what part of all execs that is for.
 WIDTHS = ((1, 0.1), (8, 0.4), (64, 0.5))
-# Execs after which a shim has met all that it will meet, half of them as on a machine that has no time for it. A slice
-# has fewer, and its memory is not judged.
+# Execs after which a shim has met all that it will meet, half of them as on a machine that has no time for it, nor, for
+# half of these, for what it starts. A slice has fewer, and its memory is not judged.
 WARM_UP = 5000
-GROWTH_KB = 128
+GROWTH_KB = 256
 PAUSE_S = 0.05
+LITTLE_CPU_US = 10_000  # of a CPU's 100,000
 
 
 def test_no_exec_loses_a_byte_or_its_exit_code_and_nothing_adds_up(door: Door) -> None:
@@ -51,7 +54,10 @@ def test_no_exec_loses_a_byte_or_its_exit_code_and_nothing_adds_up(door: Door) -
     try:
         run(lanes, warm_up // 2)
         with stopped_often(shim):
-            run(lanes, warm_up // 2)
+            run(lanes, warm_up // 4)
+            give_cpu(door, LITTLE_CPU_US)
+            run(lanes, warm_up // 4)
+            give_cpu(door, -1)
         quiet(door, init, lanes)
         before = {**memory_kb(shim), "descriptors": door.shim_fds()}
         rates = {}
@@ -100,6 +106,12 @@ def run(lanes: list[Lane], count: int) -> int:
 def wrong(lanes: list[Lane]) -> list[str]:
     """What was not as it should be, so far."""
     return [line for lane in lanes for line in lane.wrong]
+
+
+def give_cpu(door: Door, quota_us: int) -> None:
+    """Let the container, with all its execs, have so much of 100 ms; -1 for what it likes."""
+    resources = json.dumps({"cpu": {"quota": quota_us, "period": 100_000}}).encode()
+    door.ask("Update", task.UpdateTaskRequest(CONTAINER, Any("resources", resources)))
 
 
 @contextmanager
