@@ -116,7 +116,23 @@ class Remains:
                 for where in (bundle, own) if name == container_id else (own,):
                     self._try("remove what the config names", self._remove_by_config, where, name)
             self._try("remove state", state.remove_directory, self._root, name)
+        if bundle:
+            self._try("note exits", self._note_removed, os.path.dirname(bundle), container_id)
         return answer
+
+    def _note_removed(self, bundles: str, but: str) -> None:
+        """How those ended that the shim itself has removed, and was killed before it said so: their `delete` comes yet.
+
+        `bundles` is where containerd has them, by their ids.
+        """
+        try:
+            ends = journal.read(self._root)
+        except NewerJournal:
+            return  # it is named where an exit is looked for
+        for each in reversed(ends):
+            own = f"{bundles}/{state.check_id(each.container)}"
+            if not each.exec_id and each.container != but and not os.path.lexists(f"{own}/{EXIT_NOTE}"):
+                leave_note(own, each)
 
     def known_exit(self, container_id: str, bundle: str, pid: int = 0, start_time: int = 0) -> Exit | None:
         """`known_exit` of this pod; a record that cannot be read is a warning, once."""

@@ -146,6 +146,19 @@ def test_the_exits_of_the_others_wait_in_their_bundles(pod: Path) -> None:
     assert remove(pod, "c2") == OTHER
 
 
+def test_who_was_removed_by_a_shim_that_could_not_say_so_ended_as_on_record(pod: Path) -> None:
+    """The shim was killed in its Delete, between the removal and the answer: there is no state any more."""
+    for name in ("c1", "c2"):
+        (pod.parent / "bundles" / name).mkdir(parents=True)
+    on_record(pod, OTHER, replace(OTHER, start_time=2, code=5), Exit("c2", "e1", 5, 1, 9, 0, 1))
+    state.remove_directory(str(pod), "c2")
+    answers = [
+        Remains(str(pod), SimpleNamespace()).remove_all(name, f"{pod.parent}/bundles/{name}")  # type: ignore[arg-type]
+        for name in ("c1", "c2")
+    ]
+    assert [answer.code for answer in answers] == [137, 5]
+
+
 def test_a_container_that_was_killed_with_the_pod_has_one_time_of_death(pod: Path) -> None:
     first = remove(pod, "c1")
     before = time.time_ns()
