@@ -20,6 +20,7 @@ from runtime.cgroups.layout import Hierarchy, Layout, below_root
 from runtime.cgroups.systemd import Systemd
 from runtime.cgroups.unit_name import parse_unit
 from runtime.errors import ManorError
+from runtime.rootfs.on_host import is_bound_to_itself
 from runtime.state import State
 from runtime.waiting import run
 from shim.container import rootfs_of
@@ -86,14 +87,10 @@ def mounts_of(pod: Pod, known: State, mounts: Sequence[Mount], foreign: Collecti
 
 
 def _bound_to_itself(root: str, mounts: Iterable[Mount]) -> Mount | None:
-    """The uppermost mount on `root`, if it shows what it covers once more (`runtime.rootfs.on_host`)."""
+    """The uppermost mount on `root`, if the runtime has put it there."""
     here = [each for each in mounts if each.point == root]
-    if not here:
-        return None
-    top = here[-1]
-    if len(here) > 1:
-        return top if (top.device, top.inside) == (here[-2].device, here[-2].inside) else None
-    return top if top.inside != "/" and root.endswith(top.inside.rstrip("/")) else None
+    ours = is_bound_to_itself(root, [(each.device, each.inside) for each in here])
+    return here[-1] if ours else None
 
 
 def _below(top: Mount, mounts: Iterable[Mount]) -> list[Mount]:

@@ -125,9 +125,8 @@ def share_label(paths: Iterable[str], mount_label: str) -> None:
         try:
             os.setxattr(path, "security.selinux", f"{label}\0".encode(), follow_symlinks=False)
         except OSError as error:
-            if (
-                error.errno != errno.ENOTSUP
-            ):  # on such a file system all files have one label, which is its mount's
+            # Where there are none all files have one label, which is their mount's.
+            if error.errno != errno.ENOTSUP:
                 raise MountError(f"label {path} {label!r}: {os.strerror(error.errno or 0)}") from error
 
 

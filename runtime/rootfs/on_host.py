@@ -11,28 +11,34 @@ import errno
 from runtime.linux import mount as m
 from runtime.rootfs.pivot import unescape
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 def detach(root: str) -> None:
     """Take away the mount that `apply_mounts` has put on the directory `root`, with all that is below it.
 
-    Whether there is one is read from /proc/self/mountinfo: ours shows what it covers once more. A root that the
-    caller had mounted stays. OSError of umount2(2).
+    Whether there is one is read from /proc/self/mountinfo. A root that the caller had mounted stays. OSError of
+    umount2(2).
     """
-    places = _mounted_on(root)
-    if not places:
-        return
-    covered = places[-2] if len(places) > 1 else None
-    _device, inside = places[-1]
-    # With nothing mounted below it, ours is a directory further down in the file system that `root` lies on.
-    ours = (
-        places[-1] == covered if covered is not None else inside != "/" and root.endswith(inside.rstrip("/"))
-    )
-    if ours:
+    if is_bound_to_itself(root, _mounted_on(root)):
         try:
             m.umount2(root, m.MNT_DETACH | m.UMOUNT_NOFOLLOW)
         except OSError as error:
             if error.errno != errno.EINVAL:  # gone meanwhile
                 raise
+
+
+def is_bound_to_itself(root: str, places: Sequence[tuple[str, str]]) -> bool:
+    """Whether the uppermost mount on `root` is one of ours: it shows what it covers once more.
+
+    `places` are the mounts on it as mountinfo has them, device and place in its file system, the uppermost last.
+    """
+    if len(places) > 1:
+        return places[-1] == places[-2]
+    # With nothing mounted below it, ours is a directory further down in the file system that `root` lies on.
+    return bool(places) and places[0][1] != "/" and root.endswith(places[0][1].rstrip("/"))
 
 
 def _mounted_on(root: str) -> list[tuple[str, str]]:

@@ -17,7 +17,10 @@ from manor import leaks
 from manor.leaks import Found
 from manor.sweep import Sweep
 from runtime.cgroups.layout import detect_layout
+from shim.api import task
+from shim.api.codec import encode
 from tests.e2e.shim.door import Door, Events, eventually, opened
+from tests.harness.bundles import Bundle
 
 
 class LedgerDoor(Door):
@@ -38,6 +41,18 @@ class LedgerDoor(Door):
         os.kill(pid, signal.SIGKILL)
         eventually(lambda: not alive(pid))
         return pid
+
+    def cut_short(self, bundle: Bundle) -> None:
+        """Begin to create the container c1, and kill the shim while a hook of its runs."""
+        there = self.directory / "there"
+        script = f"touch {there}; exec sleep 60"
+        bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
+        bundle.write()
+        self.start("c1")
+        request = task.CreateTaskRequest(id="c1", bundle=str(bundle.path))
+        self.client.begin(task.SERVICE_V2, "Create", encode(request))
+        eventually(there.exists)
+        self.kill_shim()
 
     def look(self) -> Found:
         """What `manor leaks` finds, twice and at once."""

@@ -17,7 +17,7 @@ from manor import leaks, ledger, sweep
 from runtime import state
 from shim import deed
 from shim.api import task
-from shim.api.codec import decode, encode
+from shim.api.codec import decode
 from tests.e2e.leaks.conftest import LedgerDoor, alive, kinds
 from tests.e2e.shim.door import Door, eventually, overlay
 from tests.harness.instances import hierarchies
@@ -140,17 +140,7 @@ def test_a_frozen_container_is_removed_as_well(door: LedgerDoor) -> None:
 
 @pytest.mark.usefixtures("containerd")
 def test_a_create_that_was_cut_short_is_said_to_be_one(door: LedgerDoor) -> None:
-    there = door.directory / "there"
-    bundle = door.bundle("c1", SLEEP)
-    script = f"touch {there}; exec sleep 60"
-    bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
-    bundle.write()
-    door.start("c1")
-    shim = door.shim_pid()
-    request = task.CreateTaskRequest(id="c1", bundle=str(bundle.path))
-    door.client.begin(task.SERVICE_V2, "Create", encode(request))
-    eventually(there.exists)
-    os.kill(shim, signal.SIGKILL)
+    door.cut_short(door.bundle("c1", SLEEP))
     eventually(lambda: kinds(door.look()) == ["cgroup", "socket", "state", "state"])
     assert {each.made_by for each in door.look().leaks if each.container} == {"a Create that was cut short"}
     assert door.collect().leaks == []

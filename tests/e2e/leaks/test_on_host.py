@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from pathlib import Path
 
@@ -11,8 +9,7 @@ import pytest
 
 from runtime import state
 from shim.api import task
-from shim.api.codec import encode
-from tests.e2e.leaks.conftest import LedgerDoor, alive
+from tests.e2e.leaks.conftest import LedgerDoor
 from tests.e2e.shim.door import eventually
 from tests.harness.bundles import Bundle
 
@@ -62,18 +59,8 @@ def test_those_of_a_create_that_was_cut_short_were_on_record_before_they_were_ma
     door: LedgerDoor, who: str
 ) -> None:
     """Its root lies outside of its bundle, where nobody would look for it."""
-    root, there = door.directory / "elsewhere", door.directory / "there"
-    bundle = bundle_on_host(door, root)
-    script = f"touch {there}; exec sleep 60"
-    bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]}
-    bundle.write()
-    door.start("c1")
-    shim = door.shim_pid()
-    request = task.CreateTaskRequest(id="c1", bundle=str(bundle.path))
-    door.client.begin(task.SERVICE_V2, "Create", encode(request))
-    eventually(there.exists)
-    os.kill(shim, signal.SIGKILL)
-    eventually(lambda: not alive(shim))
+    root = door.directory / "elsewhere"
+    door.cut_short(bundle_on_host(door, root))
     known = state.announced(str(door.pod_directory()), "c1")
     assert known is not None
     assert known.terms is not None
