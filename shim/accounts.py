@@ -39,6 +39,10 @@ class Accounts:
     def _killed(self) -> None:
         self._pod.events.publish(TaskOOM(self._id))
 
+    def has_killed(self) -> bool:
+        """Whether the kernel has killed something of it for want of memory, as far as is known."""
+        return self._oom.kills > 0
+
     def counters(self) -> types.Any:
         """What it uses, in an Any of cgroups.v1.Metrics or cgroups.v2.Metrics; of an ended one the last. OSError."""
         return self._last or stats.read(self._cgroup)

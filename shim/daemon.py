@@ -23,7 +23,7 @@ from shim.api.codec import encode
 from shim.api.types import timestamp
 from shim.bootstrap import Invocation, parse_arguments, pod_name, read_bootstrap
 from shim.deed import Deed
-from shim.delete import Remains, container_ids, killed
+from shim.delete import Remains, bury_stillborn, container_ids, killed
 from shim.events import Publisher
 from shim.exits import Reaper
 from shim.journal import Journal
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from shim.tasks import Steps
 
 RUN_DIR = "/run/manor"
+PODS = "pods"  # in it: a directory for each pod
 # How long a shim that is told to end waits for containerd to take its last events.
 FAREWELL_S = 2.0
 # How long it waits for whoever asked for its end to hang up: a client in Go that sees an answer and the end of the
@@ -84,6 +85,11 @@ def run(request: StartRequest) -> NoReturn:
     os._exit(0)
 
 
+def bury(state_dir: str) -> None:
+    """Somebody has died: remove what nobody else will. `state_dir` is the run directory of all pods. OSError."""
+    bury_stillborn(f"{state_dir}/{PODS}")
+
+
 def _answer(request: StartRequest, stdout: bytes, stderr: bytes = b"") -> None:
     request.reply.send(0, stdout, stderr)
 
@@ -95,7 +101,7 @@ def run_dir(environ: Mapping[str, str]) -> str:
 
 def pod_directory(environ: Mapping[str, str], name: str) -> str:
     """Where a pod's containers have their state."""
-    return f"{run_dir(environ)}/pods/{name}"
+    return f"{run_dir(environ)}/{PODS}/{name}"
 
 
 # --- delete ----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from runtime.operations.load import cgroup_asked_for, cgroup_of
 from runtime.rootfs.on_host import detach
 from runtime.spec.load import load_spec
 from runtime.waiting import run
-from shim import journal, rootfs_mounts, systemd
+from shim import deed, journal, rootfs_mounts, sockets, systemd
 from shim.container import rootfs_of
 from shim.journal import Exit, NewerJournal
 from shim.pod_files import PodFiles
@@ -92,6 +92,8 @@ class Remains:
     def clear(self) -> None:
         """The same for a shim that comes before any `delete` has: how each container ended is in its bundle then."""
         self._remove_containers("", "")
+        if before := deed.read(self._root):
+            self._try("note exits", self._note_removed, os.path.dirname(before.bundle), "")
         self._forget()
 
     def _forget(self) -> None:
@@ -215,6 +217,32 @@ class Remains:
             call(*arguments)
         except (ManorError, OSError, ValueError) as error:
             self.warnings.append(f"{what}: {describe(error)}")
+
+
+def bury_stillborn(pods: str) -> None:
+    """Remove, below the directory `pods`, what shims left that died before anybody had asked anything of them.
+
+    containerd forgets a start that failed because it could not connect, and asks nobody for its `delete`: that would
+    find nothing but the notes. Where there is more than them, it is for `delete`, and its answer needs it.
+    """
+    for name in sorted(os.listdir(pods)):
+        directory = f"{pods}/{name}"
+        try:
+            if not _is_stillborn(directory):
+                continue
+            with deed.take(directory, 0) or OwnedFd(-1):
+                if _is_stillborn(directory):  # still, now that nobody adds to it
+                    if path := sockets.recorded_socket(directory):
+                        sockets.remove_socket(path)
+                    forget_pod(directory)
+        except (ManorError, OSError):
+            pass  # a shim has it, or it goes just now
+
+
+def _is_stillborn(directory: str) -> bool:
+    """Whether a pod's directory has nothing but what every shim writes before it answers its start."""
+    known = (deed.NOTE, sockets.SOCKET_NOTE, journal.FILE)
+    return all(name in known for name in os.listdir(directory)) and not journal.read(directory)
 
 
 def leave_note(bundle: str, ended: Exit) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # A note's name begins so, as no container id does: the state directories of the containers lie beside it.
 NOTE_MARK = "@"
-_SOCKET_NOTE = "@socket"
+SOCKET_NOTE = "@socket"
 _MAX_SOCKET_PATH = 107  # sun_path (unix(7))
 _BACKLOG = 1024  # where it is full, a client in Go is refused at once
 # A shim answers at once; one that is stopped, by a debugger say, is not dead.
@@ -148,7 +148,7 @@ def record_socket(pod_directory: str, path: str) -> None:
     """Note where the pod's shim listens, for `delete`, which is not told. SocketError, OSError."""
     make_directory(pod_directory)
     with OwnedFd(os.open(pod_directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as directory:
-        write_whole(directory.fileno(), _SOCKET_NOTE, path)
+        write_whole(directory.fileno(), SOCKET_NOTE, path)
 
 
 def write_whole(directory: int, name: str, text: str) -> None:
@@ -164,7 +164,7 @@ def recorded_socket(pod_directory: str) -> str:
     """Where the pod's shim listens, or did; "" for a pod that never had one, or whose shim ended in order."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        with OwnedFd(os.open(f"{pod_directory}/{_SOCKET_NOTE}", flags)) as fd:
+        with OwnedFd(os.open(f"{pod_directory}/{SOCKET_NOTE}", flags)) as fd:
             return os.fsdecode(os.read(fd.fileno(), 4096))
     except OSError:
         return ""

@@ -24,6 +24,7 @@ from shim.api.types import (
 )
 from shim.errors import unimplemented
 from shim.open_calls import Method
+from shim.tasks import within
 from shim.ttrpc.connection import TRACEPARENT
 
 TYPE_CHECKING = False
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from shim.tasks import Steps
     from shim.ttrpc.connection import Call
 
+# How long the answer to a Wait may be later than the exit, so that containerd has heard before why it was.
+TOLD_S = 2.0
 
 _STATUS = {
     "created": STATUS_CREATED,
@@ -150,9 +153,14 @@ class TaskService:
         )
 
     def wait(self, request: task.WaitRequest, _call: Call) -> Steps[task.WaitResponse]:
-        """Answer when a process has ended."""
-        _container, process = self._find(request.id, request.exec_id)
+        """Answer when a process has ended.
+
+        containerd 1.6 and 1.7 say OOMKilled only of a container whose TaskOOM came before this answer.
+        """
+        container, process = self._find(request.id, request.exec_id)
         yield process.exited
+        if process is container.init and container.accounts.has_killed():
+            yield from within(self._pod.loop, self._pod.events.sent(), TOLD_S)
         return task.WaitResponse(process.exit_status, process.exited_at())
 
     def pids(self, request: task.PidsRequest, _call: Call) -> task.PidsResponse:

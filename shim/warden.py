@@ -1,9 +1,10 @@
 """The warden: forks shims, so that no pod pays for Python's start and imports.
 
-It has one thread and does two things, accept and fork; the child does all the rest, so that nobody can
-hold it up. A warden runs from a sealed copy of the interpreter (`runtime/stages/seal.py`), is not
-dumpable, and so is everything that it forks. There is one for each key (`shim/launcher.py`), and a lock
-sees to it. Killed, it leaves its shims alone; the next launcher starts another.
+It has one thread and does two things, accept and fork; the child does all the rest, so that nobody can hold
+it up. One that dies has another look after what it left that no `delete` will be asked for. A warden runs
+from a sealed copy of the interpreter (`runtime/stages/seal.py`), is not dumpable, and so is everything that
+it forks. There is one for each key (`shim/launcher.py`), and a lock sees to it. Killed, it leaves its shims
+alone; the next launcher starts another.
 
     containerd         launcher                     warden                      shim
         │ exec, stdin     │                            │
@@ -69,6 +70,7 @@ from shim.scribe import main
 sys.exit(main())
 """
 _LONGEST_ADDRESS = 107  # bytes, in sun_path (unix(7))
+_PIPE_BYTES = 64 << 10
 _STOPS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 
 
@@ -149,7 +151,7 @@ def _be_warden(
     process.set_process_name("manor-warden")
     send_with_fds(channel.fileno(), ACCEPTED)
     channel.close()
-    _serve(listener, house, scribe, name)
+    _serve(listener, house, scribe, Mourner(house.daemon, run_dir), name)
     # Whoever comes now finds no socket, or is hung up on, and starts another warden: the lock goes last.
     os.unlink(f"{name}.sock")
     os.unlink(f"{name}.lock")
@@ -187,42 +189,81 @@ def _listen(run_dir: str, name: str) -> _socket.socket:
     return listener
 
 
-def _serve(listener: _socket.socket, house: House, scribe: ScribeKeeper, name: str) -> None:
+def _serve(listener: _socket.socket, house: House, scribe: ScribeKeeper, mourner: Mourner, name: str) -> None:
     """Accept and fork until told to stop, or until nobody has asked for IDLE_S and there is no reason to stay.
 
     Shims are one: those of one warden share most of their memory, also with those to come. After an upgrade none will
     come any more.
     """
-    # The kernel reaps for us: how a shim ended is nothing to a warden.
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
-    stop = _stop_signals()
+    signals = _signal_pipe()
     poll = select.poll()
-    poll.register(stop, select.POLLIN)
+    poll.register(signals, select.POLLIN)
     poll.register(listener, select.POLLIN)
     while True:
-        ready = poll.poll(IDLE_S * 1000)
-        if any(fd == stop for fd, _event in ready) or (not ready and (_childless() or _succeeded(name))):
+        ready = [fd for fd, _event in poll.poll(IDLE_S * 1000)]
+        if not ready and (mourner.childless() or _succeeded(name)):
             return
-        if ready:
+        if signals in ready:
+            if any(number in _STOPS for number in os.read(signals, _PIPE_BYTES)):
+                return
+            mourner.attend()
+        if listener.fileno() in ready:
             _accept(listener, house)
         scribe.tend()
 
 
-def _stop_signals() -> int:
-    """A pipe that becomes readable when we are told to stop; open for as long as we live."""
+def _signal_pipe() -> int:
+    """A pipe that gives the numbers of the signals that come; open for as long as we live."""
     readable, writable = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     _signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-    for number in _STOPS:
+    for number in (*_STOPS, _signal.SIGCHLD):
         _signal.signal(number, lambda _number, _frame: None)
     return readable
 
 
-def _childless() -> bool:
-    try:
-        os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        return True
-    return False
+class Mourner:
+    """Reaps our children, and has somebody look after what those left that did not end in order.
+
+    That is a child, too, of the daemon's `bury`, so that nobody waits for us meanwhile.
+    """
+
+    __slots__ = ("_bury", "_burying", "_run_dir")
+
+    def __init__(self, daemon: ModuleType, run_dir: str) -> None:
+        self._bury: Callable[[str], None] | None = getattr(daemon, "bury", None)
+        self._run_dir = run_dir
+        self._burying = 0  # its pid, while there is one
+
+    def childless(self) -> bool:
+        """Whether there is no child that has not been reaped."""
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return True
+        return False
+
+    def attend(self) -> None:
+        """Some may have ended."""
+        died = False
+        try:
+            while (child := os.waitpid(-1, os.WNOHANG))[0]:
+                died = died or (child[1] != 0 and child[0] != self._burying)
+        except ChildProcessError:
+            pass
+        if died and self._bury is not None:
+            try:
+                self._burying = _fork()
+            except OSError:
+                return  # the next one will do
+            if self._burying == 0:
+                self._be_one_who_buries(self._bury)
+
+    def _be_one_who_buries(self, bury: Callable[[str], None]) -> NoReturn:
+        try:
+            _leave_house()
+            bury(self._run_dir)
+        finally:
+            os._exit(0)
 
 
 def _succeeded(name: str) -> bool:
@@ -251,16 +292,25 @@ def _accept(listener: _socket.socket, house: House) -> None:
     with OwnedFd(number) as connection:
         if peer_of(number)[1] != os.geteuid():
             return
-        # A signal that is for the child must not reach it while it still has our pipe.
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, _STOPS)
         try:
-            child = os.fork()
+            child = _fork()
         except OSError as error:  # EAGAIN, ENOMEM: the launcher may have better luck
             last_words(connection, error)
-            child = -1
+            return
         if child == 0:
             _attend(connection, house)
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _STOPS)
+
+
+def _fork() -> int:
+    """os.fork(). A signal that is for the child must not reach it before `_leave_house`: it has our pipe. OSError."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _STOPS)
+    child = -1
+    try:
+        child = os.fork()
+    finally:
+        if child != 0:
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _STOPS)
+    return child
 
 
 class ScribeKeeper:
@@ -284,9 +334,7 @@ class ScribeKeeper:
             connection.close()
             return
         try:
-            os.posix_spawn(
-                self._command[0], self._command, self._environ, setsid=True, setsigdef=[_signal.SIGCHLD]
-            )
+            os.posix_spawn(self._command[0], self._command, self._environ, setsid=True)
         except OSError:
             pass  # pods do without their times
 
@@ -312,17 +360,18 @@ def _attend(connection: OwnedFd, house: House) -> NoReturn:
     os._exit(1)
 
 
-def _leave_house(connection: OwnedFd) -> None:
-    """Be a process of our own: no signal handler, descriptor or session of the warden's."""
+def _leave_house(connection: OwnedFd | None = None) -> None:
+    """Be a process of our own: no signal handler, session or descriptor of the warden's, but for `connection`."""
     _signal.set_wakeup_fd(-1)
     for number in (*_STOPS, _signal.SIGCHLD):
         _signal.signal(number, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-    process.close_all_but((connection.fileno(),))
+    process.close_all_but(() if connection is None else (connection.fileno(),))
     if os.getsid(0) != os.getpid():
         os.setsid()
     os.chdir("/")
-    be_patient(connection.fileno())
+    if connection is not None:
+        be_patient(connection.fileno())
 
 
 def _show(argv: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shim import journal
+from shim import deed, journal
 from shim.api import task, types
 from shim.api.codec import decode
 from tests.e2e.conftest import Node
@@ -87,6 +87,19 @@ def test_a_new_shim_of_the_pod_first_ends_what_a_dead_one_has_left(door: Door) -
     ]
     assert door.status("c3") == types.STATUS_CREATED  # no `delete` was its
     door.end("c3")
+
+
+def test_of_a_shim_that_died_before_anybody_connected_nothing_is_left(door: Door) -> None:
+    """containerd forgets a start whose shim it could not connect to, and asks for no `delete`."""
+    door.bundle("c1", ["sleep", "1000"])
+    for killed in (signal.SIGKILL, signal.SIGSEGV):
+        socket = Path(door.launch("start", "c1").stdout.decode().removeprefix("unix://"))
+        assert socket.exists()
+        claimed = deed.read(journal_directory(door.run_dir))
+        assert claimed is not None
+        os.kill(claimed.pid, killed)
+        eventually(lambda: not door.state_directories(), LIMIT_S)
+        assert not socket.exists()
 
 
 def test_an_exec_is_on_record_too_and_no_answer_for_init(door: Door) -> None:

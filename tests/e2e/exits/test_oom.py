@@ -83,6 +83,7 @@ def test_every_kill_is_told_before_the_exit_and_on_record_with_its_level(door: D
         name = f"c{number}"
         init, whose = eat(door, name, level)
         assert door.wait(name) == 137
+        assert _has_told(door, "oom", number + 1)  # whoever waits hears of both at once, and of this first
         assert kills_in(door.ask("Stats", task.StatsRequest(name)).stats) > 0
         entry = journal.exit_of_init(journal.read(journal_directory(door.run_dir)), name)
         assert entry is not None

@@ -15,11 +15,13 @@ import pytest
 from runtime import state
 from runtime.linux import procstat
 from runtime.record import replace
-from shim import delete, systemd
+from shim import backlog, deed, delete, journal, systemd
+from shim.deed import Deed
 from shim.delete import Remains
 from shim.journal import Exit, Journal
 from shim.log import Log
 from shim.pod_files import PodFiles
+from shim.sockets import record_socket
 from tests.unit.states import state_json
 
 
@@ -97,6 +99,9 @@ def pod(tmp_path: Path, opened: list[str]) -> Path:
     return root
 
 
+PID = 2**22
+
+
 def on_record(pod: Path, *entries: Exit) -> None:
     written = Journal(str(pod), Log("", "test"))
     for entry in entries:
@@ -104,12 +109,19 @@ def on_record(pod: Path, *entries: Exit) -> None:
     written.close()
 
 
+def owned_by(pod: Path, socket: str) -> None:
+    """The notes of a shim that listened at `socket`."""
+    made = Deed(PID, 1, "k8s.io", "p1", socket, f"{pod.parent}/bundles/p1", "", 1)
+    with deed.hold(str(pod)) as held:
+        deed.write(held, made)
+    record_socket(str(pod), socket)
+
+
 def remove(pod: Path, container_id: str) -> Exit:
     remains = Remains(str(pod), SimpleNamespace())  # type: ignore[arg-type]
     return remains.remove_all(container_id, str(pod.parent / f"bundle-{container_id}"))
 
 
-PID = 2**22
 ENDED = Exit("c1", "", PID, 1, 3, 0, 1_700_000_000_000_000_000)
 OTHER = Exit("c2", "", PID, 1, 4, 0, 1_700_000_000_000_000_001)
 
@@ -159,6 +171,19 @@ def test_who_was_removed_by_a_shim_that_could_not_say_so_ended_as_on_record(pod:
     assert [answer.code for answer in answers] == [137, 5]
 
 
+def test_so_it_is_where_a_new_shim_clears_away_what_was_left(pod: Path) -> None:
+    for name in ("c1", "c2"):
+        (pod.parent / "bundles" / name).mkdir(parents=True)
+    owned_by(pod, str(pod.parent / "s"))
+    on_record(pod, replace(OTHER, start_time=2, code=5))
+    state.remove_directory(str(pod), "c2")
+    Remains(str(pod), SimpleNamespace()).clear()  # type: ignore[arg-type]
+    assert not pod.exists()
+    assert delete.known_exit(str(pod), "c2", f"{pod.parent}/bundles/c2") == replace(
+        OTHER, start_time=2, code=5
+    )
+
+
 def test_a_container_that_was_killed_with_the_pod_has_one_time_of_death(pod: Path) -> None:
     first = remove(pod, "c1")
     before = time.time_ns()
@@ -172,6 +197,46 @@ def test_a_bundle_that_is_gone_needs_no_note(pod: Path) -> None:
     on_record(pod, ENDED, OTHER)
     assert remove(pod, "c1") == ENDED
     assert remove(pod, "c2").code == 137
+
+
+# --- what nobody asks a `delete` for ---
+
+
+@pytest.fixture
+def pods(tmp_path: Path) -> Path:
+    """Where there is one pod, whose shim has died with nothing in it; its socket is there."""
+    stillborn = tmp_path / "pods/p1"
+    owned_by(stillborn, str(tmp_path / "s"))
+    on_record(stillborn)
+    (tmp_path / "s").touch()
+    return tmp_path / "pods"
+
+
+def test_of_a_shim_that_died_with_nothing_in_it_nothing_is_left(pods: Path) -> None:
+    delete.bury_stillborn(str(pods))
+    assert (list(pods.iterdir()), (pods.parent / "s").exists()) == ([], False)
+
+
+def test_what_a_delete_needs_is_left_to_it(pods: Path) -> None:
+    """A record, a container, events that wait, files of the pod."""
+    others = [f"{pods}/{name}" for name in ("recorded", "contains", "told", "newer", "sandbox")]
+    for directory in others:
+        owned_by(Path(directory), str(pods.parent / "of-another"))
+    on_record(Path(others[0]), ENDED)
+    Path(others[1], "c1").mkdir()
+    Path(others[2], backlog.FILE).touch()
+    Path(others[3], journal.FILE).write_bytes(b'{"journal":999}\n')
+    Path(others[4], "@pod").mkdir()
+    (pods.parent / "of-another").touch()
+    delete.bury_stillborn(str(pods))
+    assert sorted(str(path) for path in pods.iterdir()) == sorted(others)
+    assert (pods.parent / "of-another").exists()
+
+
+def test_a_pod_that_a_shim_holds_is_its(pods: Path) -> None:
+    with deed.hold(str(pods / "p1")):
+        delete.bury_stillborn(str(pods))
+        assert (pods / "p1" / deed.NOTE).exists()
 
 
 # --- what another version has left ---
