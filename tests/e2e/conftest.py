@@ -7,6 +7,7 @@ leaves behind fails it.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -61,10 +62,16 @@ def no_signal_is_ignored() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def commands_are_of_the_code_we_test() -> None:
+    """Where they can be written: in a virtual machine that takes a minute, and those that were brought are as new."""
+    if "MANOR_COMMANDS_BROUGHT" not in os.environ:
+        venv.write_commands(VENV / "bin" / "python")
+
+
 @pytest.fixture(scope="session")
 def registry() -> Iterator[Registry]:
-    """The registry that all nodes of the session pull from; and the launcher, which must be of the code we test."""
-    venv.write_commands(VENV / "bin" / "python")
+    """The registry that all nodes of the session pull from."""
     served = Registry()
     yield served
     served.close()

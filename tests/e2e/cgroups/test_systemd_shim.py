@@ -27,7 +27,6 @@ from shim.api.types import Any as Packed
 from shim.api.types import pack
 from shim.ttrpc.status import RpcError
 from tests.e2e.shim.door import Door, eventually
-from tests.harness.paths import SHIM
 
 if not booted_with_systemd():
     pytest.skip("this machine was not booted with systemd", allow_module_level=True)
@@ -42,7 +41,7 @@ SYSTEMD = encode(pack(RuntimeOptions(config_body=b"SystemdCgroup = true\n")))
 @pytest.fixture(scope="module")
 def world() -> Iterator[Door]:
     with tempfile.TemporaryDirectory(prefix="manor-door-", dir="/var/tmp") as directory:
-        made = Door(Path(directory), SHIM)
+        made = Door(Path(directory))
         try:
             info(made)  # the first one waits for a warden
             yield made

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import tools, venv
+from tests.harness import tools
 from tests.harness.bundles import Bundle
 from tests.harness.paths import VENV
 
@@ -258,9 +258,7 @@ def inventory(oci: Oci) -> set[str]:
 
 @pytest.fixture(scope="session")
 def programs() -> Iterator[dict[str, Path]]:
-    """Both runtimes; ours as it is now, or in a virtual machine as it was brought there."""
-    if "MANOR_COMMANDS_BROUGHT" not in os.environ:
-        venv.write_commands(VENV / "bin" / "python")
+    """Both runtimes."""
     yield {MANOR: VENV / "bin" / MANOR, RUNC: tools.program(tools.RUNC_1, "runc")}
     for place in cgroup_mounts():
         try:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import images, instances, tools, venv
+from tests.harness import images, instances, tools
 from tests.harness.instances import Instance
 from tests.harness.paths import VENV
 
@@ -247,7 +247,6 @@ class Podman:
 @pytest.fixture(scope="session")
 def machine() -> Iterator[Machine]:
     """The machine, with an image."""
-    venv.write_commands(VENV / "bin" / "python")
     instance = Instance.create()
     made = Machine(instance)
     try:

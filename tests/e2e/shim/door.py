@@ -13,7 +13,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -31,11 +30,8 @@ from shim.ttrpc.client import Client
 from shim.ttrpc.connection import Call, ServerConnection
 from tests.harness.bundles import Bundle, make_rootfs
 from tests.harness.instances import hierarchies
-from tests.harness.paths import VENV, scratch_dir
+from tests.harness.paths import SHIM, scratch_dir
 
-CHECKOUT = Path(__file__).resolve().parents[3]
-# Where writing a launcher takes a minute (tests/vm), the checkout's own is as new.
-BROUGHT = VENV / "bin/containerd-shim-manor-v2" if "MANOR_COMMANDS_BROUGHT" in os.environ else None
 NAMESPACE = "test"
 TIMEOUT_S = 60
 
@@ -159,22 +155,16 @@ class Calls:
 
 
 class Door(Calls):
-    """One shim's world. `start` runs the launcher; the calls go to the shim that answered last.
+    """One shim's world. `start` runs the launcher; the calls go to the shim that answered last."""
 
-    The launcher is `program`, or one that is written for it.
-    """
-
-    def __init__(self, directory: Path, program: Path | None = None) -> None:
+    def __init__(self, directory: Path, program: Path = SHIM) -> None:
         self.directory = directory
         self.run_dir = directory / "run"
         self.run_dir.mkdir(mode=0o700)
         self.cgroup_parent = f"mnr-{secrets.token_hex(4)}"
         self.events = Events(str(directory / "events"))
         self.address = ""
-        self.program = program or directory / "containerd-shim-manor-v2"
-        if program is None:
-            install = [sys.executable, "-m", "shim.install", str(directory)]
-            subprocess.run(install, cwd=CHECKOUT, check=True, capture_output=True)
+        self.program = program
         self.environ = {
             **os.environ,
             "MANOR_RUN_DIR": str(self.run_dir),
@@ -371,7 +361,7 @@ def overlay(directory: Path, layers: int = 1) -> list[Mount]:
 def opened() -> Iterator[Door]:
     """A door in a directory of its own, whose name is short: sockets are in it."""
     with tempfile.TemporaryDirectory(prefix="manor-door-", dir=scratch_dir()) as directory:
-        made = Door(Path(directory), BROUGHT)
+        made = Door(Path(directory))
         try:
             yield made
         finally:

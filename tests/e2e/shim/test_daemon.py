@@ -224,7 +224,7 @@ def test_a_start_that_fails_says_why_and_leaves_no_socket(door: Door) -> None:
 @pytest.mark.parametrize("words", [["frobnicate"], [], ["-frob"]])
 def test_a_command_that_does_not_exist_is_refused(door: Door, words: list[str]) -> None:
     done = subprocess.run(
-        [str(door.directory / "containerd-shim-manor-v2"), *words],
+        [str(door.program), *words],
         env=door.environ,
         capture_output=True,
         check=False,
