@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 PAUSING = "pausing"
 
 # How long Delete waits for the client to take what the process wrote, and how long for somebody else in the
-# container, who still has the stream open, to write or to end. Both have been containerd's own figures.
+# container, who still has the stream open, to write or to end. Both have been containerd's own figures; who waits less
+# for the answer is not kept so long (`Call.patience_s`).
 DRAIN_TIMEOUT_S = 10.0
 QUIET_TIMEOUT_S = 2.0
 # How long init's exit is held back for execs that end with it, and Delete for an init that was killed by it.
@@ -294,10 +295,11 @@ class Container:
 
     # --- the end -----------------------------------------------------------------------------------
 
-    def delete(self, process: Process) -> Steps[None]:
+    def delete(self, process: Process, patience_s: float = DRAIN_TIMEOUT_S) -> Steps[None]:
         """Forget a process that has ended, and with init the container. FailedPrecondition while it runs.
 
-        NotFound for who asked at the same time as another: what goes by that name by now is another one.
+        A client that still reads is waited for, `patience_s` at most. NotFound for who asked at the same time as
+        another: what goes by that name by now is another one.
         """
         yield from process.mutex.acquire()
         try:
@@ -306,9 +308,9 @@ class Container:
             if process.status == RUNNING:
                 raise failed_precondition(f"cannot delete a running process {process.id}")
             if process is self.init:
-                yield from self._delete_container()
+                yield from self._delete_container(patience_s)
             else:
-                yield from self._drain(process)
+                yield from self._drain(process, patience_s)
                 yield from self.leaves.forget(process)
                 process.close()
                 self.execs.pop(process.exec_id, None)
@@ -317,10 +319,10 @@ class Container:
         finally:
             process.mutex.release()
 
-    def _delete_container(self) -> Steps[None]:
+    def _delete_container(self, patience_s: float) -> Steps[None]:
         init = self.init
         if init.status == STOPPED:
-            yield from self._drain(init)
+            yield from self._drain(init, patience_s)
         yield from delete(self.runtime)
         if not (yield from within(self.pod.loop, init.exited, LAST_EXITS_TIMEOUT_S)):
             self.pod.log.write(WARNING, f"init of container {self.id} was killed and has not ended yet")
@@ -334,12 +336,12 @@ class Container:
         self.pod.remove(self.id)
         self.pod.events.publish(TaskDelete(self.id, init.pid, init.exit_status, init.exited_at(), self.id))
 
-    def _drain(self, process: Process) -> Steps[None]:
-        io = process.io
-        if io is None or (yield from within(self.pod.loop, io.drained, QUIET_TIMEOUT_S)):
+    def _drain(self, process: Process, patience_s: float) -> Steps[None]:
+        io, quiet_s = process.io, min(QUIET_TIMEOUT_S, patience_s)
+        if io is None or (yield from within(self.pod.loop, io.drained, quiet_s)):
             return
         if io.pending():
-            rest_s = DRAIN_TIMEOUT_S - QUIET_TIMEOUT_S
+            rest_s = min(DRAIN_TIMEOUT_S, patience_s) - quiet_s
             if not (yield from within(self.pod.loop, io.drained, rest_s)) and io.pending():
                 self.pod.log.write(WARNING, f"output of process {process.id} was not read: cut off")
 

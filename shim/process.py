@@ -142,14 +142,14 @@ class Process:
         asked_before, self._asked = self._asked, True
         return asked_before and self.status == STOPPED and self.io is not None and self.io.is_awaited()
 
-    def settle(self) -> Steps[None]:
-        """Give that client time.
+    def settle(self, patience_s: float) -> Steps[None]:
+        """Give that client time, but not more than `patience_s`.
 
         containerd asks for the state of a task before it deletes it, and lets go of its streams in between, whatever
         is still on its way in them.
         """
         if self.io is not None:
-            yield from within(self.pod.loop, self.io.drained, SETTLE_TIMEOUT_S)
+            yield from within(self.pod.loop, self.io.drained, min(SETTLE_TIMEOUT_S, patience_s))
 
     def never_started(self) -> None:
         """Its start has failed: there will be no exit, and whoever waits for one is told that it is unknown."""

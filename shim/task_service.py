@@ -103,10 +103,10 @@ class TaskService:
         self._pod.find(request.id).add_exec(request)
         return Empty()
 
-    def delete(self, request: task.DeleteRequest, _call: Call) -> Steps[task.DeleteResponse]:
+    def delete(self, request: task.DeleteRequest, call: Call) -> Steps[task.DeleteResponse]:
         """Forget an exec, or a container with all that it has."""
         container, process = self._find(request.id, request.exec_id)
-        yield from container.delete(process)
+        yield from container.delete(process, call.patience_s())
         return task.DeleteResponse(process.pid, process.exit_status, process.exited_at())
 
     def shutdown(self, request: task.ShutdownRequest, _call: Call) -> Steps[Empty]:
@@ -123,17 +123,17 @@ class TaskService:
 
     # --- asking ------------------------------------------------------------------------------------
 
-    def state(
-        self, request: task.StateRequest, _call: Call
-    ) -> task.StateResponse | Steps[task.StateResponse]:
+    def state(self, request: task.StateRequest, call: Call) -> task.StateResponse | Steps[task.StateResponse]:
         """What is known of a process."""
         container, process = self._find(request.id, request.exec_id)
         if process.must_settle():
-            return self._settled_state(container, process)
+            return self._settled_state(container, process, call.patience_s())
         return self._state(container, process)
 
-    def _settled_state(self, container: Container, process: Process) -> Steps[task.StateResponse]:
-        yield from process.settle()
+    def _settled_state(
+        self, container: Container, process: Process, patience_s: float
+    ) -> Steps[task.StateResponse]:
+        yield from process.settle(patience_s)
         return self._state(container, process)
 
     def _state(self, container: Container, process: Process) -> task.StateResponse:

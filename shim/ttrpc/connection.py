@@ -84,6 +84,12 @@ class Call(Record):
     metadata: tuple[tuple[str, str], ...] = ()
     remote_open: bool = False
 
+    def patience_s(self) -> float:
+        """How long a handler may wait for somebody else: half of the time, for there is more to do, and then an answer
+        to send. containerd does several calls in the ten seconds that it has for one container when it starts.
+        """
+        return self.timeout_ns / 2e9 if self.timeout_ns > 0 else float("inf")
+
     def header(self, name: str) -> str:
         """The first value that the metadata has for `name` (lower case), or an empty string."""
         for key, value in self.metadata:

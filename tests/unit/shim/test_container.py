@@ -16,6 +16,7 @@ from runtime.errors import InvalidState, NotFound, StageError
 from runtime.linux.fds import OwnedFd
 from runtime.waiting import Sleep
 from shim import container as containers
+from shim import process
 from shim.api import task, types
 from shim.loop import Loop
 from shim.stdio import PipeIo
@@ -198,6 +199,29 @@ def test_deleting_waits_longer_for_a_client_that_reads_slowly_than_for_a_writer_
     assert bool(deleting) is not pending
     turn_until(shim.loop, lambda: deleting)
     assert isinstance(deleting[0], task.DeleteResponse)
+
+
+@pytest.mark.parametrize("method", ["State", "Delete"])
+def test_who_waits_for_so_long_only_is_answered_though_the_client_does_not_read(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Else containerd, which waits as long as we would, would never get a container deleted whose reader is gone."""
+    for module, name in (
+        (containers, "QUIET_TIMEOUT_S"),
+        (containers, "DRAIN_TIMEOUT_S"),
+        (process, "SETTLE_TIMEOUT_S"),
+    ):
+        monkeypatch.setattr(module, name, 1000.0)
+    pid = shim.create()
+    shim.start()
+    shim.reaper.end(pid)
+    shim.ask("State", task.StateRequest("c1"))
+    io = shim.pod.find("c1").init.io
+    assert io is not None
+    io.drained = Outcome()
+    io.pending = io.is_awaited = lambda: True  # type: ignore[method-assign]
+    request = {"State": task.StateRequest, "Delete": task.DeleteRequest}[method]("c1")
+    assert shim.ask(method, request, Call(1, "", method, b"", timeout_ns=500_000_000)).exit_status == 0
 
 
 def test_wait_answers_everybody_before_and_after_the_end(shim: Shim) -> None:
