@@ -240,9 +240,13 @@ def bury_stillborn(pods: str) -> None:
 
 
 def _is_stillborn(directory: str) -> bool:
-    """Whether a pod's directory has nothing but what every shim writes before it answers its start."""
-    known = (deed.NOTE, sockets.SOCKET_NOTE, journal.FILE)
-    return all(name in known for name in os.listdir(directory)) and not journal.read(directory)
+    """Whether a pod's directory has just what every shim has written when it answers its start, and no exit.
+
+    One without a deed is being made; or its shim died before the answer, and the launcher has it deleted.
+    """
+    names = os.listdir(directory)
+    written = (deed.NOTE, sockets.SOCKET_NOTE, journal.FILE)
+    return deed.NOTE in names and all(name in written for name in names) and not journal.read(directory)
 
 
 def leave_note(bundle: str, ended: Exit) -> None:

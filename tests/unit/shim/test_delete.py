@@ -233,6 +233,12 @@ def test_what_a_delete_needs_is_left_to_it(pods: Path) -> None:
     assert (pods.parent / "of-another").exists()
 
 
+def test_a_directory_that_is_being_made_is_left(pods: Path) -> None:
+    (pods / "p2").mkdir()
+    delete.bury_stillborn(str(pods))
+    assert list(pods.iterdir()) == [pods / "p2"]
+
+
 def test_a_pod_that_a_shim_holds_is_its(pods: Path) -> None:
     with deed.hold(str(pods / "p1")):
         delete.bury_stillborn(str(pods))
