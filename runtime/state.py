@@ -135,9 +135,16 @@ def announce(
     """
     said = {**(more or {}), "bundle": _inode(bundle)}
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(f"{directory}/{_ANNOUNCED}", flags, 0o600)
+    _write(f"{directory}/{_ANNOUNCED}", flags, dump([bundle, cgroups_path, said]))
+
+
+def _write(path: str, flags: int, content: bytes) -> None:
+    """Make a small file, 0600. OSError, which names it: write(2) says of a full disk no more than that."""
+    fd = os.open(path, flags, 0o600)
     try:
-        os.write(fd, dump([bundle, cgroups_path, said]))
+        os.write(fd, content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
     finally:
         os.close(fd)
 
@@ -200,11 +207,7 @@ def rdt_inode(root: str, container_id: str) -> int:
 
 def _note(directory: str, name: str, text: str) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(f"{directory}/{name}", flags, 0o600)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+    _write(f"{directory}/{name}", flags, text.encode())
 
 
 def _inodes(root: str, container_id: str, name: str) -> tuple[int, ...]:
@@ -257,8 +260,10 @@ def save(directory: str, state: State) -> None:
         data = memoryview(content)
         while data:
             data = data[os.write(fd, data) :]
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, f"{directory}/{STATE_FILE}") from error
         raise
     finally:
         os.close(fd)

@@ -202,7 +202,10 @@ def pod_name(grpc_address: str, namespace: str, group: str) -> str:
 
 
 def write_address(bundle: int, address: str) -> None:
-    """Leave the address in the bundle, where containerd 1.6 and 1.7 look for it after a restart. OSError."""
+    """Leave the address in the bundle, where containerd 1.6 and 1.7 look for it after a restart.
+
+    SocketError.
+    """
     write_whole(bundle, ADDRESS_FILE, address)
 
 

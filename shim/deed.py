@@ -99,7 +99,7 @@ def _lock(directory: str, kind: int) -> OwnedFd | None:
 
 
 def write(held: OwnedFd, deed: Deed) -> None:
-    """Put the note into the directory behind `held`. OSError."""
+    """Put the note into the directory behind `held`. SocketError."""
     write_whole(held.fileno(), NOTE, dump(as_dict(deed)).decode())
 
 

@@ -152,12 +152,19 @@ def record_socket(pod_directory: str, path: str) -> None:
 
 
 def write_whole(directory: int, name: str, text: str) -> None:
-    """Make or replace a small file in the directory behind a descriptor, 0600, so that nobody sees half of it."""
+    """Make or replace a small file in the directory behind a descriptor, 0600, so that nobody sees half of it.
+
+    SocketError.
+    """
     temporary = f"{NOTE_MARK}{name}.{os.getpid()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with OwnedFd(os.open(temporary, flags, 0o600, dir_fd=directory)) as fd:
-        os.write(fd.fileno(), text.encode())
-    os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    try:
+        with OwnedFd(os.open(temporary, flags, 0o600, dir_fd=directory)) as fd:
+            os.write(fd.fileno(), text.encode())
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError as error:
+        place = os.readlink(f"/proc/self/fd/{directory}")
+        raise SocketError(f"write {place}/{name}: {error.strerror}") from error
 
 
 def recorded_socket(pod_directory: str) -> str:

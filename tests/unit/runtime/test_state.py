@@ -11,7 +11,7 @@ import pytest
 
 from runtime import state, terms
 from runtime.container import Terms
-from runtime.errors import IdInUse, InvalidId, InvalidState, NotFound
+from runtime.errors import IdInUse, InvalidId, InvalidState, NotFound, describe
 from runtime.linux.process import start_time
 from runtime.spec.model import ExecCpuAffinity
 from runtime.state import State
@@ -104,6 +104,25 @@ def test_a_save_that_fails_keeps_the_old_state(tmp_path: Path, monkeypatch: pyte
     monkeypatch.undo()
     assert os.listdir(directory) == ["state.json"]
     assert state.load(str(tmp_path), "c1") == EXAMPLE
+
+
+@pytest.mark.parametrize("file", [".create", ".cgroup", "state.json"])
+def test_a_disk_that_is_full_is_told_by_the_file_that_did_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    def full(_fd: int, _data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    directory = str(saved(tmp_path))
+    writers = {
+        ".create": lambda: state.announce(directory, "/b", "/c"),
+        ".cgroup": lambda: state.note_cgroup(directory),
+        "state.json": lambda: state.save(directory, EXAMPLE),
+    }
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError) as told:
+        writers[file]()
+    assert describe(told.value) == f"{directory}/{file}: No space left on device"
 
 
 def test_a_container_without_state_does_not_exist(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -186,3 +187,16 @@ def test_a_pods_state_that_is_there_already_stays_there(tmp_path: Path) -> None:
     sockets.place_pod(str(pod), str(root))
     assert not pod.is_symlink()
     assert list(root.iterdir()) == []
+
+
+def test_a_full_disk_is_told_by_the_file_that_did_not_fit_and_not_by_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_fd: int, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pod, path = str(tmp_path / "pods" / "abc"), str(tmp_path / "s" / "abc")
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(SocketError) as told:
+        sockets.listen(path, lambda: sockets.record_socket(pod, path))
+    assert str(told.value) == f"write {pod}/@socket: No space left on device"
