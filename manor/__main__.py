@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +50,10 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the verb that the command line names. 2 if there is none of that name."""
+    """Run the verb that the command line names. 2 if there is none of that name.
+
+    Where the reader of what it prints has left, as `head` does, 141 as from any program that SIGPIPE ends.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -60,7 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if verb is None:
         print(f"manor: no verb {words[0]!r}\n\n{usage()}", file=sys.stderr)
         return 2
-    return verb.run(words[1:])
+    try:
+        code = verb.run(words[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, sys.stdout.fileno())  # what is buffered still is flushed when the interpreter ends
+        os.close(nowhere)
+        return 128 + signal.SIGPIPE
+    return code
 
 
 if __name__ == "__main__":

@@ -245,7 +245,8 @@ def main(arguments: Sequence[str]) -> int:
         found = look(asked.run_dir, asked.grace)
         left = collect(asked.run_dir, found) if asked.gc and found.leaks else found
     except (OSError, Untrusted, ManorError) as error:
-        print(f"manor leaks: {describe(error)}", file=sys.stderr)
+        told = str(error) if isinstance(error, Untrusted) else describe(error)
+        print(f"manor leaks: {told}", file=sys.stderr)
         return 2
     _show(found, left, asked.gc, asked.json)
     return int(bool(left.leaks))

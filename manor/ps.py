@@ -19,7 +19,7 @@ from datetime import datetime
 from manor import ledger
 from manor.ledger import Pod, Stage, Untrusted
 from manor.usage import size, usage_of, usage_of_shim
-from runtime.errors import ManorError
+from runtime.errors import ManorError, describe
 from runtime.state import STOPPED, State
 from runtime.status import status_of
 from shim import daemon
@@ -100,8 +100,10 @@ def _row(pod: Pod, timeout_s: float) -> Row:
         )
     except (FileNotFoundError, ConnectionRefusedError):
         row.note = "the shim is dead: from its files"
+    except TimeoutError:
+        row.shim, row.note = NO_ANSWER, f"from its files: no answer in {timeout_s:g} s"
     except (OSError, ManorError) as error:
-        row.shim, row.note = NO_ANSWER, f"from its files: {error}"
+        row.shim, row.note = NO_ANSWER, f"from its files: {describe(error)}"
     else:
         row.shim, row.pid, row.version, row.sandbox = ALIVE, answer.pid, answer.version, answer.sandbox
         row.processes = [_answered(each) for each in answer.processes]
@@ -254,4 +256,6 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     elif rows:
         print("\n".join(table(HEADS, lines_of(rows))))
+    else:
+        print(f"manor ps: no pods in {asked.run_dir}", file=sys.stderr)
     return int(any(row.shim != ALIVE for row in rows))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,20 +138,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"manor trace: {asked.file}: {error.strerror}", file=sys.stderr)
         return 1
     if not found:
-        print(f"manor trace: nothing about {asked.text!r} in {asked.file}", file=sys.stderr)
+        nothing = (
+            f"nothing about {asked.text!r} in {asked.file}"
+            if asked.text
+            else f"{asked.file} has no trace yet"
+        )
+        print(f"manor trace: {nothing}", file=sys.stderr)
         return 1
-    return _show(found if asked.all else found[-1:], "\n\n" if asked.all else "\n")
-
-
-def _show(found: list[list[Span]], end: str) -> int:
-    """Print traces. Where the reader has left, as `head` does, 141 as from any program that SIGPIPE ends."""
-    try:
-        for spans in found:
-            print("\n".join(waterfall(spans)), end=end)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(nowhere, sys.stdout.fileno())  # what is buffered still is flushed when the interpreter ends
-        os.close(nowhere)
-        return 128 + signal.SIGPIPE
+    for spans in found if asked.all else found[-1:]:
+        print("\n".join(waterfall(spans)), end="\n\n" if asked.all else "\n")
     return 0

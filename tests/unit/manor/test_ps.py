@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from manor import ps
+from manor import leaks, ps
 from manor.ps import Process, Row
 from shim.ttrpc import status
 from shim.ttrpc.status import RpcError
@@ -67,7 +70,7 @@ def test_a_create_that_was_cut_short_was_never_anything(run_dir: Path) -> None:
     [
         (RpcError(status.UNIMPLEMENTED, "service manor.ps.v1.Ps"), "alive", "an earlier version"),
         (RpcError(status.INTERNAL, "bug"), "alive", "failed: "),
-        (TimeoutError("no answer on stream 1"), "no answer", "from its files: no answer"),
+        (TimeoutError("no answer on stream 1"), "no answer", "from its files: no answer in 1.5 s"),
         (ConnectionResetError(104, "reset"), "no answer", "from its files: "),
         (BlockingIOError(11, "busy"), "no answer", "from its files: "),
     ],
@@ -79,7 +82,7 @@ def test_of_a_shim_that_cannot_say_the_files_are_shown(
         raise failure
 
     monkeypatch.setattr(ps, "_ask", ask)
-    (row,) = ps.look(str(run_dir), 1)
+    (row,) = ps.look(str(run_dir), 1.5)
     assert (row.shim, [each.container for each in row.processes]) == (shim, ["c1"])
     assert row.note.startswith(note)
 
@@ -88,5 +91,35 @@ def test_what_cannot_be_believed_is_an_error_of_its_own(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir.chmod(0o777)
-    assert ps.main(["--run-dir", str(run_dir)]) == 2
-    assert "others may write to it" in capsys.readouterr().err
+    for name, main in (("ps", ps.main), ("leaks", leaks.main)):
+        assert main(["--run-dir", str(run_dir)]) == 2
+        told = capsys.readouterr().err
+        assert told == f"manor {name}: {run_dir}: it is not ours, or others may write to it\n"
+
+
+def test_where_there_is_no_pod_it_is_said_where_none_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ps.main(["--run-dir", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", f"manor ps: no pods in {tmp_path}\n")
+    assert ps.main(["--run-dir", str(tmp_path), "--json"]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("verb", [["ps"], ["ps", "--json"], ["leaks", "--grace", "0", "--json"]])
+def test_a_reader_that_leaves_early_ends_it_quietly(run_dir: Path, verb: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "manor", *verb, "--run-dir", str(run_dir)],
+            cwd=Path(__file__).parents[3],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")

@@ -92,6 +92,13 @@ def test_the_last_trace_about_a_text_is_shown(tmp_path: Path, capsys: pytest.Cap
 def test_nothing_to_show_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "--file", str(tmp_path / "absent")]) == 1
     assert "No such file" in capsys.readouterr().err
+    file = tmp_path / "spans.jsonl"
+    file.write_text("", encoding="utf-8")
+    assert main(["trace", "--file", str(file)]) == 1
+    assert capsys.readouterr().err == f"manor trace: {file} has no trace yet\n"
+    file.write_text(line(raw("old", 0, 1, of="x")), encoding="utf-8")
+    assert main(["trace", "--file", str(file), "y"]) == 1
+    assert capsys.readouterr().err == f"manor trace: nothing about 'y' in {file}\n"
 
 
 def test_an_unknown_verb_is_refused_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:

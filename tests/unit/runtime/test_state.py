@@ -120,7 +120,7 @@ def test_a_disk_that_is_full_is_told_by_the_file_that_did_not_fit(
         "state.json": lambda: state.save(directory, EXAMPLE),
     }
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError) as told:
+    with pytest.raises(OSError, match="space") as told:
         writers[file]()
     assert describe(told.value) == f"{directory}/{file}: No space left on device"
 
