@@ -176,7 +176,7 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     filters = f"{run_dir(request.environ)}/seccomp"
     host = open_host(directory, filters, layout, systemd=systemd.manager)
     traced = spans.enabled(request.environ)
-    for line in unheeded(handler.options):
+    for line in (*request.origin.notes(), *unheeded(handler.options)):
         log.write(WARNING, line)
     Shim(listener, path, wanted, host, log, run_dir(request.environ), traced, handler).serve(held)
 

@@ -30,7 +30,7 @@ def version_text() -> bytes:
 
 
 def runtime_info(origin: Origin) -> bytes:
-    """For containerd: containerd.types.RuntimeInfo; the annotations are for people and `manor doctor`."""
+    """For containerd: containerd.types.RuntimeInfo; the annotations are for people."""
     annotations = {"manor.seal": str(origin.seal)}
     if origin.alone_because:
         annotations["manor.without-warden"] = origin.alone_because

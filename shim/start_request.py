@@ -42,10 +42,19 @@ class Unfaithful(ManorError):
 
 
 class Origin(Record):
-    """How this shim came to be, for `-info` and `manor doctor`."""
+    """How this shim came to be, for `-info` and the log."""
 
     seal: Seal
     alone_because: str = ""  # why the launcher had to do without a warden; "" if it had one
+
+    def notes(self) -> tuple[str, ...]:
+        """What of it is not as it should be: nothing fails for it, so that nobody would notice."""
+        found = []
+        if self.alone_because:
+            found.append(f"no warden ({self.alone_because}): the shim was started by itself")
+        if not self.seal.sealed:
+            found.append(f"the interpreter is {self.seal}")
+        return tuple(found)
 
 
 class Stdin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import subprocess
 import time
@@ -219,6 +220,21 @@ def test_a_start_that_fails_says_why_and_leaves_no_socket(door: Door) -> None:
     assert done.returncode != 0
     (bundle.path / "address").rmdir()
     assert door.launch("delete", "c1").returncode == 0
+
+
+def test_a_shim_that_had_to_do_without_a_warden_says_so_in_containerds_log(door: Door) -> None:
+    log = door.bundle("c1", SLEEP).path / "log"
+    os.mkfifo(log)
+    reader = os.open(log, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        door.run_dir.chmod(0o777)
+        door.start("c1")
+        eventually(lambda: select.select([reader], [], [], 1)[0])
+        line = os.read(reader, 4096).decode()
+    finally:
+        os.close(reader)
+    assert "level=warning" in line
+    assert f'msg="no warden (run directory {door.run_dir}: others may write to it): the shim ' in line
 
 
 @pytest.mark.parametrize("words", [["frobnicate"], [], ["-frob"]])

@@ -87,7 +87,7 @@ def test_keys_of_the_generic_type_itself_may_stand_in_its_text() -> None:
         (generic("Root = 1"), "Root is a text"),
         (generic("root = '/a'\nRoot = '/a'"), "Root is there twice"),
         (generic("Root = 'run'"), "Root 'run' is not absolute"),
-        (generic("a = ["), "config_body: line 1"),
+        (generic("a = ["), "runtime options in the handler's table: line 1"),
         (pack(RuntimeOptions(config_path="options.toml")), "is not absolute"),
     ],
 )

@@ -229,3 +229,11 @@ def test_a_priority_that_is_not_ours_to_take_is_unfaithful(monkeypatch: pytest.M
     monkeypatch.setattr(os, "setpriority", refuse)
     with pytest.raises(Unfaithful, match="adopt what process"):
         start_request.adopt(os.getpid(), None)
+
+
+def test_how_a_shim_came_to_be_is_worth_a_line_only_where_it_is_not_as_it_should_be() -> None:
+    assert start_request.Origin(Seal(True)).notes() == ()
+    assert start_request.Origin(Seal(False, "vm.memfd_noexec is 2"), "no warden came up").notes() == (
+        "no warden (no warden came up): the shim was started by itself",
+        "the interpreter is not sealed: vm.memfd_noexec is 2",
+    )
