@@ -186,9 +186,9 @@ HOT = {
         "parse_traceparent"
     ),
     "shim.start_request": (
-        "Reply.__init__ Reply._send Reply.accept Reply.send Stdin.__init__ Stdin.close Stdin.read _borrow "
-        "_join_cgroups _read_to_end _receive_parts _take_limit _take_oom_score _umask _write adopt "
-        "be_patient peer_of receive receive.<locals>.<genexpr>"
+        "Origin.notes Reply.__init__ Reply._send Reply.accept Reply.send Stdin.__init__ Stdin.close "
+        "Stdin.read _borrow _join_cgroups _read_to_end _receive_parts _take_limit _take_oom_score _umask "
+        "_write adopt be_patient peer_of receive receive.<locals>.<genexpr>"
     ),
     "shim.stats": "convert convert.<locals>.<genexpr> read",
     "shim.stdio": (
