@@ -121,7 +121,9 @@ def _generic(packed: Any) -> RuntimeOptions | None:
 def _decode(packed: Any, generic: RuntimeOptions | None) -> tuple[Options, str]:
     """runc's options, and ExecCgroup ("" where it is not said)."""
     return (
-        (_unpack(packed, Options), "") if generic is None else _options_in(generic.config_body, "the handler's table")
+        (_unpack(packed, Options), "")
+        if generic is None
+        else _options_in(generic.config_body, "the handler's table")
     )
 
 

@@ -3,8 +3,8 @@
 Shims must stay small, so the tracing library lives here. Where the OTEL_* variables name a collector, the
 OpenTelemetry SDK sends spans there (OTLP over HTTP); else they are written to `spans.jsonl` in the run
 directory, one OTLP request in JSON a line, which `manor trace` draws. The library is loaded only for a
-collector. The warden starts a scribe; `python -m shim.scribe [RUN_DIR]` does so by hand. It is never waited
-for: killed, it costs the spans of the time until the next.
+collector; where it is not installed, the file is written. The warden starts a scribe; `python -m shim.scribe
+[RUN_DIR]` does so by hand. It is never waited for: killed, it costs the spans of the time until the next.
 """
 
 from __future__ import annotations
@@ -197,16 +197,25 @@ def _readable(span: Span, resource: Resource) -> ReadableSpan:
 
 
 def choose_exporter(environ: Mapping[str, str], run_dir: str) -> Exporter | None:
-    """By the variables of the OpenTelemetry specification; None if they turn tracing off."""
+    """By the variables of the OpenTelemetry specification; None if they turn tracing off.
+
+    A file, too, where a collector is wanted and the library for that is not installed.
+    """
     if (
         environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
         or environ.get("OTEL_TRACES_EXPORTER") == "none"
     ):
         return None
-    if environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        return CollectorExporter()
-    if environ.get("OTEL_TRACES_EXPORTER") == "otlp":  # at the standard address of a collector
-        return CollectorExporter()
+    wanted = (
+        environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        or environ.get("OTEL_TRACES_EXPORTER") == "otlp"  # at the standard address of a collector
+    )
+    if wanted:
+        try:
+            return CollectorExporter()
+        except ImportError as error:  # an installation has only what shims need
+            sys.stderr.write(f"scribe: no collector, but {run_dir}/{FILE}: {error}\n")
     return FileExporter(f"{run_dir}/{FILE}")
 
 

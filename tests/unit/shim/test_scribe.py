@@ -284,6 +284,16 @@ def test_the_usual_variables_decide_where_spans_go(
     assert isinstance(scribe.choose_exporter(environ, str(tmp_path)), kind)
 
 
+def test_where_the_library_is_not_installed_spans_stay_on_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    chosen = scribe.choose_exporter({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}, str(tmp_path))
+    assert isinstance(chosen, scribe.FileExporter)
+    chosen.close()
+    assert "opentelemetry" in capsys.readouterr().err
+
+
 # ---- processes ----
 
 
