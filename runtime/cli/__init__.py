@@ -9,7 +9,7 @@
     host       the machine and the containers below the root  status  a container's, without loading operations
     launch     what create and run share                      exec_process  what an exec is to run (pure)
     foreground, relays, terminal, notify, handover            a process that has been started, and its caller
-    stats, oom_watch  for events                              explain_rootfs  for explain
+    stats, oom_watch  for events                              explain_rootfs, explain_cgroup  for explain
     launcher   the program itself: starts all this fast
 
 A module of a verb is imported when that verb was typed. Nothing here is loaded by a shim.

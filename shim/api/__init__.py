@@ -7,6 +7,8 @@
     events       what is published, and to whom            options   what a handler's configuration brings
     bootstrap    stdin and stdout of `start`               runtime_info   of `-info`
     metrics_v1   resource use on cgroup v1                 metrics_v2     on cgroup v2
+    streaming    standard streams at the shim's socket     pod_config     of a pod that is left to its shim
+    logs ps      services of our own: container logs, and all that a shim has
     ttrpc        the envelope of every call
 
 Numbers and names are facts of the protocol; tests hold them against tables of it and the codec against

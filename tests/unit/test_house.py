@@ -307,6 +307,22 @@ def test_the_map_of_a_package_names_all_that_is_in_it_and_nothing_else(package: 
     assert sorted(named_in_the_map(ROOT / package)) == sorted(there)
 
 
+def packages() -> list[str]:
+    """Our own packages, and of the others those that have a map to go by."""
+    found = [path.parent for package in MAY_IMPORT for path in (ROOT / package).rglob("__init__.py")]
+    found += [ROOT / "benchmarks", ROOT / "tests" / "wire", ROOT / "tests" / "sweeps"]
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+@pytest.mark.parametrize("package", packages())
+def test_who_begins_with_the_docstring_of_a_package_hears_of_every_module(package: str) -> None:
+    text = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    there = [
+        path.stem for path in (ROOT / package).glob("*.py") if path.stem[0] != "_" and "_pb2" not in path.stem
+    ]
+    assert sorted(set(there) - set(re.findall(r"\w+", text))) == []
+
+
 # ---- what really happens, in an interpreter of its own ----
 
 
