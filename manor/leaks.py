@@ -29,7 +29,7 @@ GRACE_S = 5.0
 MOST_USERS = 16  # that are named
 
 PROCESS, MOUNT, CGROUP, UNIT = "process", "mount", "cgroup", "unit"
-RESCTRL, SOCKET, STATE = "resctrl", "socket", "state"
+RESCTRL, SOCKET, LOCK, STATE = "resctrl", "socket", "lock", "state"
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,7 @@ class Look:
                 self._foreign = foreign_to(pod, pods)
                 self._pod(ledger.read_pod(pod.directory))
         self.found.leaks += [_stage_leak(each) for each in self._stages if self._is_stray(each, sessions)]
-        for warden in ledger.dead_wardens(self.run_dir):
-            self.found.leaks.append(
-                Leak(SOCKET, f"{warden.stem}.sock", "warden", age_s=_age(f"{warden.stem}.lock"))
-            )
+        self.found.leaks += [_warden_leak(each.stem) for each in ledger.dead_wardens(self.run_dir)]
         return self.found
 
     def _pod(self, pod: Pod) -> None:
@@ -162,6 +159,14 @@ class Look:
 
 def _stage_leak(stage: Stage) -> Leak:
     return Leak(PROCESS, f"{stage.pid} manor:[{printable(stage.name)}]", "a shim that is not on record")
+
+
+def _warden_leak(stem: str) -> Leak:
+    """A socket, or where no warden came up, so that there never was one, the lock of who tried."""
+    path, lock = f"{stem}.sock", f"{stem}.lock"
+    if os.path.lexists(path):
+        return Leak(SOCKET, path, "warden", age_s=_age(lock))
+    return Leak(LOCK, lock, "a warden that did not come up", age_s=_age(lock))
 
 
 def _lives(pid: int) -> bool:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from manor import ledger
+from manor import leaks, ledger
 from manor.ledger import Untrusted
 from runtime import state
+from runtime.cgroups.layout import detect_layout
 from shim import deed
 from shim.deed import Deed
 from tests.unit.states import state_json
@@ -164,3 +165,23 @@ def test_the_groups_that_were_made_are_known_by_their_inodes(tmp_path: Path) -> 
     state.note_rdt(str(tmp_path / "c1"), made[0])
     assert state.rdt_inode(str(tmp_path), "c1") == os.stat(made[0]).st_ino
     assert [state.rdt_inode(str(tmp_path), name) for name in ("c2", "c4")] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        (["warden-1.lock"], [("lock", "warden-1.lock", "a warden that did not come up")]),
+        (["warden-1.lock", "warden-1.sock"], [("socket", "warden-1.sock", "warden")]),
+    ],
+)
+def test_what_is_left_of_a_warden_is_named_by_the_file_that_is_there(
+    tmp_path: Path, files: list[str], shown: list[tuple[str, str, str]]
+) -> None:
+    for name in files:
+        (tmp_path / name).touch(0o600)
+    left = leaks.Look(str(tmp_path), detect_layout()).take().leaks
+    assert [
+        (each.kind, Path(each.what).name, each.made_by)
+        for each in left
+        if each.what.startswith(str(tmp_path))
+    ] == shown
