@@ -33,7 +33,7 @@ from pathlib import Path
 from runtime import record, state
 from runtime.errors import ManorError, NotFound
 from runtime.linux.fds import OwnedFd
-from runtime.rootfs.pivot import unescape
+from runtime.rootfs.pivot import mountinfo, unescape
 from runtime.state import State
 from shim import deed, sockets
 from shim.deed import Deed
@@ -184,7 +184,7 @@ def _read_state(directory: str, container_id: str) -> State | None:
 def mounts() -> list[Mount]:
     """What is mounted in our mount namespace."""
     found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with mountinfo() as lines:
         for line in lines:
             front, _dash, back = line.partition(" - ")
             fields, (fstype, source) = front.split(" "), back.split(" ")[:2]

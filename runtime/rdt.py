@@ -85,7 +85,7 @@ def find_resctrl(mountinfo: str = _MOUNTINFO) -> str:
             os.close(fd)
     except OSError as error:
         raise RdtError(f"look for resctrl: {describe(error)}") from error
-    for line in text.splitlines():
+    for line in text.split(b"\n"):
         fields, _, rest = line.partition(b" - ")
         if rest.startswith(b"resctrl "):
             return _unescaped(fields.split(b" ")[4])

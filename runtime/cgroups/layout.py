@@ -96,7 +96,7 @@ def detect_layout(mountinfo: str = "/proc/self/mountinfo") -> Layout:
 
     Raises CgroupError where no cgroup hierarchy is mounted, OSError where mountinfo can't be read.
     """
-    with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
+    with open(mountinfo, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         hierarchies = parse_mountinfo(file.read())
     completed = tuple([_with_v2_controllers(each) if each.version == 2 else each for each in hierarchies])
     return make_layout(completed)
@@ -134,7 +134,7 @@ def parse_mountinfo(text: str) -> tuple[Hierarchy, ...]:
     then where it lies below /sys/fs/cgroup.
     """
     found: dict[str, Hierarchy] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # what else splitlines() takes for an end may be in a name
         hierarchy = _parse_mount(line)
         if hierarchy is None:
             continue
@@ -205,7 +205,7 @@ def unified_path(proc_cgroup: str, root: str) -> str | None:
 
     None if there is no such entry, or if it lies outside of what the mount shows.
     """
-    for line in proc_cgroup.splitlines():
+    for line in proc_cgroup.split("\n"):  # a container names its cgroups, with all but that
         if line.startswith("0::/"):
             path = line[3:]
             break

@@ -309,7 +309,7 @@ def _own_cgroup(mounted: MountedRoot, hierarchy: str) -> str:
     """Our cgroup in a hierarchy, as /proc/self/cgroup has it (cgroups(7)); we have joined it by now."""
     if mounted.own_cgroups is None:
         mounted.own_cgroups = {}
-        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             for line in file:
                 _number, controllers, path = line.rstrip("\n").split(":", 2)
                 mounted.own_cgroups[controllers or "unified"] = path

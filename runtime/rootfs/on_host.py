@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from runtime.linux import mount as m
-from runtime.rootfs.pivot import unescape
+from runtime.rootfs.pivot import mountinfo, unescape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def is_bound_to_itself(root: str, places: Sequence[tuple[str, str]]) -> bool:
 def _mounted_on(root: str) -> list[tuple[str, str]]:
     """Device and place in its file system of every mount on `root`, the uppermost last."""
     found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with mountinfo() as file:
         for line in file:
             fields = line.split(" ")
             if unescape(fields[4]) == root:

@@ -18,6 +18,8 @@ from runtime.linux.process import unshare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from io import TextIOWrapper
+
     from runtime.linux.beneath import Root
     from runtime.rootfs.apply import MountedRoot
 
@@ -96,7 +98,7 @@ def _full_proc_mounts(root: str) -> list[str]:
     namespace of its own mount an unmasked procfs (mount_too_revealing in fs/namespace.c).
     """
     found = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+    with mountinfo() as file:
         for line in file:
             before, _dash, after = line.partition(" - ")
             fields = before.split(" ")
@@ -104,6 +106,11 @@ def _full_proc_mounts(root: str) -> list[str]:
             if whole and not f"{unescape(fields[4])}/".startswith(f"{root}/"):
                 found.append(unescape(fields[4]))
     return found
+
+
+def mountinfo() -> TextIOWrapper:
+    """/proc/self/mountinfo, open. Only a line feed ends a line: a carriage return in a path is not escaped."""
+    return open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def unescape(text: str) -> str:

@@ -136,6 +136,23 @@ def test_a_fifo_in_place_of_a_note_keeps_nobody_waiting(dead: LedgerDoor) -> Non
 # ---- numbers that are used again, and names ------------------------------------------------------
 
 
+@pytest.mark.parametrize("end", ["\r", "\n", "\x0b", "\x85", "\udcff"])
+def test_what_others_call_their_directories_hides_nothing(
+    dead: LedgerDoor, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pod names the directories of its volumes, of which the kubelet may mount one by itself."""
+    inside, place = dead.directory / f"in{end}side", dead.directory / f"vol{end}ume"
+    inside.mkdir()
+    place.mkdir()
+    subprocess.run(["mount", "--bind", inside, place], check=True)
+    try:
+        assert leaks.main(["--run-dir", str(dead.run_dir), "--grace", "0", "--gc"]) == 0
+        assert "removed 6 of 6" in capsys.readouterr().out
+        assert str(place) in [each.point for each in ledger.mounts()]
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
 def test_the_stages_of_a_shim_that_has_the_dead_ones_pid_are_not_killed(dead: LedgerDoor) -> None:
     """A pid is free when its session is, and the next one that has it may be the leader of a session, too."""
     script = "import ctypes; ctypes.CDLL(None).prctl(15, b'manor:[LOG]', 0, 0, 0); print(flush=True); input()"

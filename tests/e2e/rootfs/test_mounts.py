@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -331,12 +333,26 @@ def shown_propagation() -> list[str]:
     ]
 
 
-def test_without_pivot_root_the_hosts_proc_and_sys_are_out_of_reach(inside: Inside, bundle: Bundle) -> None:
+@contextmanager
+def mounted_on(place: Path) -> Iterator[None]:
+    """A file system on the host that others have mounted."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "theirs", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_without_pivot_root_the_hosts_proc_and_sys_are_out_of_reach(
+    inside: Inside, bundle: Bundle, tmp_path: Path
+) -> None:
     def look() -> list[Any]:
         places = [line.split()[4] for line in mount_lines()]
         return [os.listdir("/"), [place for place in places if place.startswith("/proc")][:1]]
 
-    names, proc = inside(look, no_pivot=True)
+    with mounted_on(tmp_path / "a\rb"):  # no end of a line in mountinfo, where a line feed would be escaped
+        names, proc = inside(look, no_pivot=True)
     assert sorted(names) == sorted(entry.name for entry in bundle.rootfs.iterdir())
     assert proc == ["/proc"]
 

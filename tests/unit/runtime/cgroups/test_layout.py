@@ -94,6 +94,17 @@ def test_escaped_mount_points_are_decoded() -> None:
     assert found.mountpoint == "/mnt/with blank\\"
 
 
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x1e", "\x85", "\u2028"])
+def test_only_a_line_feed_ends_a_line_of_mountinfo(end: str, tmp_path: Path) -> None:
+    mountinfo = tmp_path / "mountinfo"
+    place = tmp_path / f"a{end}b"
+    place.mkdir()
+    (place / "cgroup.controllers").write_text("pids\n")
+    mountinfo.write_text(f"30 23 0:26 / {place} rw - cgroup2 cgroup2 rw\n", encoding="utf-8", newline="")
+    (found,) = detect_layout(str(mountinfo)).hierarchies
+    assert found.mountpoint == str(place)
+
+
 def test_detection_reads_the_controllers_of_the_v2_root(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
     mountinfo = tmp_path / "mountinfo"
@@ -145,6 +156,13 @@ def test_unified_entry_is_found_among_the_v1_ones() -> None:
     text = "4:memory:/elsewhere\n1:name=systemd:/\n0::/kubepods/pod1/c1/init\n"
     assert unified_path(text, "/") == "kubepods/pod1/c1/init"
     assert unified_path("0::/\n", "/") == ""
+
+
+@pytest.mark.parametrize("end", ["\r", "\x0b", "\x1e", "\x85", "\u2028"])
+def test_a_container_that_names_a_v1_cgroup_like_an_entry_has_made_none(end: str) -> None:
+    """The kernel refuses a line feed in the name of a cgroup, and nothing else."""
+    text = f"4:freezer:/c1/x{end}0::/victim\n0::/c1\n"
+    assert unified_path(text, "/") == "c1"
 
 
 def test_unified_entry_is_relative_to_what_the_mount_shows() -> None:
