@@ -86,7 +86,10 @@ class Look:
                 if not ours:
                     continue
                 self._foreign = foreign_to(pod, pods)
-                self._pod(ledger.read_pod(pod.directory))
+                try:
+                    self._pod(ledger.read_pod(pod.directory))
+                except (ManorError, OSError, ValueError) as error:  # the others are looked at all the same
+                    self.found.failures.append(f"pod {pod.name}: {describe(error)}")
         self.found.leaks += [_stage_leak(each) for each in self._stages if self._is_stray(each, sessions)]
         self.found.leaks += [_warden_leak(each.stem) for each in ledger.dead_wardens(self.run_dir)]
         return self.found
@@ -254,7 +257,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"manor leaks: {told}", file=sys.stderr)
         return 2
     _show(found, left, asked.gc, asked.json)
-    return int(bool(left.leaks))
+    return int(bool(left.leaks or left.failures))
 
 
 def collect(run_dir: str, found: Found) -> Found:

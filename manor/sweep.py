@@ -109,13 +109,16 @@ class Sweep:
                 if not ours:
                     self.failures.append(f"pod {pod.name}: somebody has it now")
                     continue
-                self._pod(ledger.read_pod(pod.directory))
+                self._try(f"pod {pod.name}", self._pod_of, pod.directory)
 
     def wardens(self) -> None:
         """The files of dead ones, with their lock held."""
         for warden in ledger.dead_wardens(self._run_dir):
             for path in (f"{warden.stem}.sock", f"{warden.stem}.lock"):
                 self._try(f"remove {path}", _unlink, path)
+
+    def _pod_of(self, directory: str) -> None:
+        self._pod(ledger.read_pod(directory))
 
     def _pod(self, pod: Pod) -> None:
         try:
@@ -136,6 +139,8 @@ class Sweep:
         if is_socket(pod.own_socket):
             self._try(f"remove {pod.own_socket}", _unlink, pod.own_socket)
         sockets.forget_pod(pod.directory)
+        if os.path.lexists(pod.directory):
+            self.failures.append(f"pod {pod.name}: {pod.directory} is not empty")
 
     def _container(self, pod: Pod, container_id: str, known: State | None) -> None:
         before = len(self.failures)

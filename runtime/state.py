@@ -49,6 +49,8 @@ _CGROUP_MADE = ".cgroup"
 _RDT_MADE = ".rdt"
 _ANNOUNCED = ".create"
 _MAX_NOTE = 64 << 10
+_MOST_DIGITS = 20  # of an inode number
+_MOST_PIDS = 1 << 31  # what fits pid_t, though PID_MAX_LIMIT is less
 
 
 class State(Record):
@@ -215,7 +217,7 @@ def _inodes(root: str, container_id: str, name: str) -> tuple[int, ...]:
         numbers = _read_note(root, container_id, name).split()
     except OSError:
         return ()
-    found = [int(each) if each.isdigit() else 0 for each in numbers]
+    found = [int(each) if each.isdigit() and len(each) <= _MOST_DIGITS else 0 for each in numbers]
     return tuple(found) if all(found) else ()
 
 
@@ -297,7 +299,7 @@ def salvage(root: str, container_id: str) -> State | None:
         raise
     except Exception:
         return None
-    if any(type(number) is not int or number <= 0 for number in (pid, started)) or not directories:
+    if not _is_count(pid, _MOST_PIDS) or not _is_count(started) or not pid or not started or not directories:
         return None
     if any(type(text) is not str for text in (path, unit, bundle)):
         return None
@@ -343,13 +345,22 @@ def _from_json(value: Any) -> State:
     )
     value["stdio"] = tuple([str(name) for name in value["stdio"]])
     state = State(**value)
-    for number in (state.pid, state.start_time, state.namespaces):
-        if type(number) is not int or number < 0:
+    if not _is_count(state.pid, _MOST_PIDS):
+        raise ValueError(f"{state.pid!r} is not a pid")
+    for number in (state.start_time, state.namespaces):
+        if not _is_count(number):
             raise ValueError(f"{number!r} is not a number")
-    for text in (state.id, state.bundle, state.cgroups_path, state.rootfs, state.created):
+    texts = (state.id, state.bundle, state.cgroups_path, state.rootfs, state.created, state.unit)
+    for text in (*texts, state.oci_version):
         if type(text) is not str:
             raise ValueError(f"{text!r} is not a text")
+    if type(state.annotations) is not dict or not isinstance(state.terms, (dict, type(None))):
+        raise ValueError("annotations or terms are no objects")
     return state
+
+
+def _is_count(value: object, below: int = 1 << 63) -> bool:
+    return type(value) is int and 0 <= value < below
 
 
 def shown(

@@ -113,6 +113,8 @@ def read(directory: str) -> Deed | None:
         return None
     numbers = (deed.pid, deed.start_time, deed.began)
     texts = (deed.namespace, deed.id, deed.socket, deed.bundle, deed.containerd)
-    if all(type(each) is int and each > 0 for each in numbers) and all(type(each) is str for each in texts):
+    if all(type(each) is int and 0 < each < 1 << 63 for each in numbers) and all(
+        type(each) is str for each in texts
+    ):
         return deed
     return None

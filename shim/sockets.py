@@ -172,9 +172,11 @@ def recorded_socket(pod_directory: str) -> str:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         with OwnedFd(os.open(f"{pod_directory}/{SOCKET_NOTE}", flags)) as fd:
-            return os.fsdecode(os.read(fd.fileno(), 4096))
+            path = os.fsdecode(os.read(fd.fileno(), 4096))
     except OSError:
         return ""
+    could_be = path.startswith("/") and "\0" not in path and len(os.fsencode(path)) <= _MAX_SOCKET_PATH
+    return path if could_be else ""
 
 
 def forget_pod(pod_directory: str) -> None:

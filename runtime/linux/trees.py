@@ -11,10 +11,14 @@ import os
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove_tree(directory: int, name: str) -> None:
+_DEEPEST = 64  # levels: each takes a descriptor, and nothing of ours has more than a few
+
+
+def remove_tree(directory: int, name: str, levels: int = _DEEPEST) -> None:
     """Like rm -r of `name` in the directory behind a descriptor; fine if it is gone.
 
-    OSError: EBUSY where something is mounted in there, which stays with what is in it.
+    OSError: EBUSY where something is mounted in there, which stays with what is in it; ELOOP for what is deeper than
+    `levels`.
     """
     try:
         os.unlink(name, dir_fd=directory)
@@ -23,13 +27,15 @@ def remove_tree(directory: int, name: str) -> None:
         return
     except IsADirectoryError:
         pass
+    if not levels:
+        raise OSError(errno.ELOOP, "Too many levels of directories", name)
     try:
         inside = os.open(name, _FLAGS, dir_fd=directory)
         try:
             if mount_id(inside) != mount_id(directory):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
             for each in os.listdir(inside):
-                remove_tree(inside, each)
+                remove_tree(inside, each, levels - 1)
         finally:
             os.close(inside)
         os.rmdir(name, dir_fd=directory)

@@ -133,6 +133,50 @@ def test_a_fifo_in_place_of_a_note_keeps_nobody_waiting(dead: LedgerDoor) -> Non
     assert dead.state_directories() == []
 
 
+# ---- what cannot be understood ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["@shim", "@socket", "c1/state.json", "note"])
+def test_a_pod_whose_files_are_damaged_does_not_keep_the_others(
+    dead: LedgerDoor, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes before them, too."""
+    other = dead.run_dir / "pods" / "0000"
+    shutil.copytree(dead.pod_directory(), other, copy_function=shutil.copy2)
+    other.chmod(0o700)
+    bundle = dead.directory / "bundles" / "before"
+    bundle.mkdir()
+    rewrite(other / "c1" / "state.json", bundle=str(bundle), cgroups_path="/nowhere", pid=2**22)
+    for name in (".cgroup", ".create"):
+        (other / "c1" / name).unlink()
+    if what == "note":
+        (bundle / "manor-exit.json").write_text('{"journal":99}\n')
+    elif what == "c1/state.json":
+        rewrite(other / what, pid=2**40, unit=5, terms="x")
+    elif what == "@shim":
+        rewrite(other / what, began=10**400)
+        bundle.rmdir()
+    else:
+        (other / what).write_text("/s/\0/0000")
+    code = leaks.main(["--run-dir", str(dead.run_dir), "--grace", "0", "--gc"])
+    told = capsys.readouterr()
+    assert dead.cgroups() == []
+    if what == "note":
+        assert (code, [str(other)]) == (1, dead.state_directories())
+        assert "newer Manor" in told.err
+    else:
+        assert (code, told.err, dead.state_directories()) == (0, "", [])
+    shutil.rmtree(other, ignore_errors=True)
+
+
+def test_what_is_left_of_a_pod_is_said(dead: LedgerDoor, capsys: pytest.CaptureFixture[str]) -> None:
+    (dead.pod_directory() / "@events").mkdir()
+    assert leaks.main(["--run-dir", str(dead.run_dir), "--grace", "0", "--gc"]) == 1
+    assert "is not empty" in capsys.readouterr().err
+    (dead.pod_directory() / "@events").rmdir()
+    assert dead.collect().leaks == []
+
+
 # ---- numbers that are used again, and names ------------------------------------------------------
 
 

@@ -149,6 +149,33 @@ def test_a_state_with_a_field_of_the_wrong_type_is_damaged(tmp_path: Path) -> No
         state.load(str(tmp_path), "c1")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("pid", 1 << 31),  # no process has such a number, and no call takes it
+        ("start_time", 1 << 64),
+        ("namespaces", -1),
+        ("unit", 5),
+        ("oci_version", None),
+        ("terms", "x"),
+        ("annotations", []),
+    ],
+)
+def test_what_a_state_says_is_something_that_could_be(tmp_path: Path, field: str, value: object) -> None:
+    directory = saved(tmp_path)
+    told = json.loads((directory / "state.json").read_text())
+    (directory / "state.json").write_text(json.dumps({**told, field: value}))
+    with pytest.raises(InvalidState, match="damaged"):
+        state.load(str(tmp_path), "c1")
+    known = state.salvage(str(tmp_path), "c1")
+    assert known is None or field not in ("pid", "start_time", "unit")
+
+
+def test_a_note_of_groups_that_is_full_of_digits_says_nothing(tmp_path: Path) -> None:
+    (saved(tmp_path) / ".cgroup").write_text("9" * 5000)
+    assert state.cgroup_inodes(str(tmp_path), "c1") == ()
+
+
 # --- other versions ---
 
 

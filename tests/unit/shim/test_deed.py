@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.linux.fds import OwnedFd
+from runtime.record import as_dict
 from shim import deed, sockets
 from shim.deed import Deed
 from shim.sockets import SocketError
@@ -106,6 +107,13 @@ def test_the_note_is_read_as_it_was_written(pod: str) -> None:
 def test_a_note_that_says_nothing_sensible_counts_as_none(pod: str, content: str) -> None:
     os.makedirs(pod)
     Path(pod, deed.NOTE).write_bytes(os.fsencode(content))
+    assert deed.read(pod) is None
+
+
+@pytest.mark.parametrize("field", ["pid", "start_time", "began"])
+def test_a_number_that_no_process_and_no_clock_has_is_none(pod: str, field: str) -> None:
+    os.makedirs(pod)
+    Path(pod, deed.NOTE).write_bytes(json.dumps({**as_dict(MADE), field: 10**400}).encode())
     assert deed.read(pod) is None
 
 

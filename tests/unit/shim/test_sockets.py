@@ -164,6 +164,12 @@ def test_where_a_shim_listens_is_known_until_its_pod_is_forgotten(tmp_path: Path
     sockets.forget_pod(pod)
 
 
+@pytest.mark.parametrize("path", ["/s/\0/abc", "\0abc", "/" + "x" * 200, "s/abc"])
+def test_a_record_that_names_no_place_for_a_socket_names_none(tmp_path: Path, path: str) -> None:
+    (tmp_path / "@socket").write_text(path)
+    assert sockets.recorded_socket(str(tmp_path)) == ""
+
+
 def test_the_record_cannot_be_taken_for_a_container() -> None:
     with pytest.raises(InvalidId):
         check_id("@socket")

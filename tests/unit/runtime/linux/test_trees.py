@@ -27,6 +27,18 @@ def test_a_directory_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_nested_too_deeply_is_said_and_takes_no_descriptors(tmp_path: Path) -> None:
+    deepest = tmp_path / "a"
+    for _level in range(300):
+        deepest /= "d"
+    deepest.mkdir(parents=True)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Too many levels"):
+        remove(tmp_path / "a")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    assert deepest.is_dir()
+
+
 @pytest.mark.parametrize("place", ["a", "a/b", "a/b/c"])
 def test_what_a_symlink_leads_to_stays(tmp_path: Path, place: str) -> None:
     victim = tmp_path / "victim"
