@@ -128,10 +128,10 @@ def pods(run_dir: str) -> Iterator[Pod]:
     """All pods of a node that there is something of. Untrusted, OSError (but for a run directory that is not there)."""
     top = f"{run_dir}/{PODS}"
     try:
+        check_directory(run_dir)  # wardens are in there, too
         names = sorted(os.listdir(top))
     except FileNotFoundError:
         return
-    check_directory(run_dir)
     check_directory(top)
     for name in names:
         try:

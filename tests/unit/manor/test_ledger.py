@@ -99,6 +99,12 @@ def test_a_directory_that_others_may_write_to_is_not_believed(run_dir: Path, whi
         list(ledger.pods(str(run_dir)))
 
 
+def test_neither_is_one_that_has_no_pods(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    with pytest.raises(Untrusted, match="others may write to it"):
+        list(ledger.pods(str(tmp_path)))
+
+
 def test_a_pod_that_goes_while_it_is_looked_at_is_no_error(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
