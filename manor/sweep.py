@@ -160,10 +160,10 @@ class Sweep:
             self._try(f"remove state of {container_id}", state.remove_directory, pod.directory, container_id)
 
     def _thaw(self, pod: Pod, known: State) -> None:
-        """In v1 who is frozen does not die."""
+        """In v1 who is frozen does not die, and a container may have frozen a part of itself."""
         cgroup = cgroup_of(self._layout, pod, known)
-        if cgroup is not None and cgroup.frozen():
-            cgroup.thaw()
+        if cgroup is not None:
+            cgroup.thaw_all()
 
     def _remove_cgroup(self, pod: Pod, known: State) -> None:
         cgroup = cgroup_of(self._layout, pod, known)

@@ -139,6 +139,24 @@ def test_a_frozen_container_is_removed_as_well(door: LedgerDoor) -> None:
 
 
 @pytest.mark.usefixtures("containerd")
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/freezer").is_dir(), reason="v2 kills the frozen")
+def test_so_is_one_that_has_frozen_a_part_of_itself(door: LedgerDoor) -> None:
+    init = door.run("c1", SLEEP)
+    part = Path("/sys/fs/cgroup/freezer") / door.cgroup_parent / "c1/made/by-it"
+    part.mkdir(parents=True)
+    (part / "cgroup.procs").write_text(str(init))
+    (part / "freezer.state").write_text("FROZEN")
+    door.kill_shim()
+    try:
+        assert door.collect().leaks == []
+        assert not alive(init)
+        assert door.cgroups() == []
+    finally:
+        if part.exists():
+            (part / "freezer.state").write_text("THAWED")
+
+
+@pytest.mark.usefixtures("containerd")
 def test_a_create_that_was_cut_short_is_said_to_be_one(door: LedgerDoor) -> None:
     door.cut_short(door.bundle("c1", SLEEP))
     eventually(lambda: kinds(door.look()) == ["cgroup", "socket", "state", "state"])
