@@ -20,6 +20,7 @@ from runtime.cgroups.layout import Hierarchy, Layout, below_root
 from runtime.cgroups.systemd import Systemd
 from runtime.cgroups.unit_name import parse_unit
 from runtime.errors import ManorError
+from runtime.linux.statx import identity
 from runtime.rootfs.on_host import is_bound_to_itself
 from runtime.state import State
 from runtime.waiting import run
@@ -105,15 +106,15 @@ def _below(top: Mount, mounts: Iterable[Mount]) -> list[Mount]:
 def users_of(point: str) -> list[int]:
     """The processes whose root directory is what is mounted at `point`, in whatever mount namespace."""
     try:
-        here = os.stat(point, follow_symlinks=False)
+        here = identity(point, follow_symlinks=False)
     except OSError:
         return []
     return [pid for pid in psutil.pids() if _has_root(pid, here)]
 
 
-def _has_root(pid: int, here: os.stat_result) -> bool:
+def _has_root(pid: int, here: tuple[int, int, int]) -> bool:
     try:
-        return os.path.samestat(os.stat(f"/proc/{pid}/root"), here)
+        return identity(f"/proc/{pid}/root") == here
     except OSError:
         return False  # it has ended
 

@@ -260,6 +260,64 @@ def test_a_root_that_somebody_lives_in_is_left_to_him(
     assert dead.collect().leaks == []
 
 
+SILENT = """
+import ctypes, errno, os, struct, sys
+libc, place = ctypes.CDLL(None, use_errno=True), sys.argv[1].encode()
+server = os.open("/dev/fuse", os.O_RDWR)
+def succeed(failed):
+    if failed:
+        sys.exit(os.strerror(ctypes.get_errno()))
+succeed(libc.unshare(0x00020000))
+succeed(libc.mount(b"none", b"/", None, 0x44000, None))
+options = f"fd={server},rootmode=40000,user_id=0,group_id=0,allow_other"
+succeed(libc.mount(b"silent", place, b"fuse", 0, options.encode()))
+if os.fork() == 0:
+    os.close(server)
+    os.chroot(place)
+    os.chdir("/")
+    print("there", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+while True:
+    request = os.read(server, 1 << 17)
+    _length, what, number, _node = struct.unpack_from("=IIQQ", request)
+    if what == 26:
+        answer = struct.pack("=4I2H2I2H8I", 7, 31, 65536, 0, 12, 8, 65536, 1, 0, 0, *[0] * 8)
+        os.write(server, struct.pack("=IiQ", 16 + len(answer), 0, number) + answer)
+    elif what != 3:  # FUSE_GETATTR
+        os.write(server, struct.pack("=IiQ", 16, -errno.ENOSYS, number))
+"""
+
+
+def test_a_process_whose_root_does_not_answer_keeps_nobody_waiting(dead: LedgerDoor) -> None:
+    """A file server that is gone, or a container with /dev/fuse and enough rights to mount."""
+    place = dead.directory / "silent"
+    place.mkdir()
+    silent = subprocess.Popen(
+        [sys.executable, "-c", SILENT, place],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    looking: subprocess.Popen[bytes] | None = None
+    assert silent.stdout is not None
+    assert silent.stderr is not None
+    try:
+        if not silent.stdout.readline():
+            pytest.skip(f"no FUSE: {silent.stderr.read().decode()}")
+        command = [sys.executable, "-m", "manor", "leaks", "--run-dir", str(dead.run_dir), "--grace", "0"]
+        looking = subprocess.Popen([*command, "--gc"])
+        assert looking.wait(60) == 0
+    finally:
+        os.killpg(silent.pid, signal.SIGKILL)  # first: who waits for an answer cannot be killed
+        silent.communicate()
+        if looking is not None:
+            looking.kill()
+            looking.wait()
+    assert dead.state_directories() == []
+
+
 @pytest.mark.parametrize("by", ["bundle", "root_on_host"])
 def test_a_record_that_names_another_pods_root_takes_nothing_from_it(dead: LedgerDoor, by: str) -> None:
     """c2 lives; the dead c1's record names its bundle, or its root."""
