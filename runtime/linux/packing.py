@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PAGE = 4096
-_ALIGNED = 16
+_ALIGNED, _WORD = 16, 8
 # Objects/obmalloc.c: pools of blocks of one size, up to 512 bytes; a pool begins with how many are taken.
 _POOL, _POOL_HEADER, _LARGEST = 16 << 10, 48, 512
 _FEW = 8  # blocks of a pool that has just been begun: this module takes and gives back some of its own
@@ -46,7 +46,7 @@ def move_code(wanted: Mapping[str, str]) -> int:
     For after `sharing.make_immortal`: what is moved stays where it was as well. What runs now runs on there. How many
     bytes were moved; names that nothing has are passed over.
     """
-    if not can_be_immortal():
+    if not can_be_immortal() or _compiles():
         return 0
     functions: list[Any] = [
         each for each in gc.get_objects() if type(each) is _FunctionType and each.__module__ in wanted
@@ -58,7 +58,9 @@ def move_code(wanted: Mapping[str, str]) -> int:
     chosen: dict[int, CodeType] = {}
     for module, names in wanted.items():
         for name in names.split():
-            chosen |= codes.get((module, name), {})
+            chosen |= {
+                place: code for place, code in codes.get((module, name), {}).items() if _can_move(code)
+            }
     moved = _copy(chosen)
     for each in functions:
         _redirect(each, moved)
@@ -73,6 +75,21 @@ def _with_inner(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if type(constant) is _CodeType:
             yield from _with_inner(constant)
+
+
+def _compiles() -> bool:
+    """Whether what runs often becomes machine code, which refers to the code that it was made of (3.14, PEP 744)."""
+    jit = getattr(sys, "_jit", None)
+    return jit is not None and jit.is_enabled()
+
+
+def _can_move(code: CodeType) -> bool:
+    """Whether it is the plain object that we know: nobody keeps something with it, and it has no address in itself."""
+    first, size = id(code), code.__sizeof__()
+    known = _CodeType.__basicsize__ + len(code._co_code_adaptive)  # noqa: SLF001 - as it is; co_code would be kept
+    inside = range(first, first + size)
+    words = _Words.from_address(0)[first >> 3 : (first + size) >> 3]
+    return size == -(-known // _WORD) * _WORD and not any(each in inside for each in words)
 
 
 def _room(code: CodeType) -> int:
@@ -120,6 +137,9 @@ def fill_gaps() -> int:
         while taken < _MOST_GAPS:
             block = allocate(wanted)
             pool = (block & -_POOL) >> 3
+            if words[pool + 4] >> 32 != size // _ALIGNED - 1:  # the sizes that it is for: it is no such pool
+                free(c_size_t(block))
+                return taken
             begun = words[pool + 5] & 0xFFFFFFFF <= _POOL_HEADER + _FEW * size
             if begun:
                 free(c_size_t(block))  # there was no gap left, so a pool was begun

@@ -37,10 +37,28 @@ class _Memory(Array):  # type: ignore[type-arg]
 
 
 def can_be_immortal() -> bool:
-    """Whether this interpreter has immortal objects as we know them: not 3.11, not a build without the GIL."""
+    """Whether this interpreter has immortal objects as we know them: not 3.11, not a build without the GIL.
+
+    Nor one for debugging. Whether that holds of this very build is tried out with an object of our own.
+    """
     with_gil = getattr(sys, "_is_gil_enabled", lambda: True)()
     wide = sys.maxsize > 2**32 and sys.byteorder == "little"
-    return sys.version_info[:2] in _KNOWN and with_gil and wide
+    plain = with_gil and wide and not hasattr(sys, "gettotalrefcount")
+    return sys.version_info[:2] in _KNOWN and plain and _counts_as_known()
+
+
+def _counts_as_known() -> bool:
+    """Whether the count of an object is where we look for it, and stays as it is in an immortal one."""
+    memory = _Memory.from_address(0)
+    tried = object()
+    place = id(tried) >> 2
+    before = memory[place]
+    held = [tried, tried]
+    if memory[place] != before + len(held):
+        return False
+    memory[place] = _IMMORTAL
+    held += [tried, tried]
+    return memory[place] == _IMMORTAL
 
 
 def make_immortal() -> int:

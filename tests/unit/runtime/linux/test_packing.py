@@ -120,6 +120,58 @@ os._exit(0)
 
 
 @only_with_immortal_objects
+def test_code_that_somebody_keeps_something_with_stays_where_it_is() -> None:
+    """That hangs on it (PyUnstable_Code_SetExtra), counts as a part of it, and is given back with it."""
+    moved, kept = run("""
+from runtime.linux.ffi import PyDLL, c_int, c_void_p
+def f():
+    return 1
+def g():
+    return 2
+library = PyDLL(None)
+request, set_extra = library["PyUnstable_Eval_RequestCodeExtraIndex"], library["PyUnstable_Code_SetExtra"]
+request.argtypes, set_extra.argtypes = (c_void_p,), (c_void_p, c_int, c_void_p)
+assert set_extra(id(g.__code__), request(None), None) == 0
+sharing.make_immortal()
+before = id(f.__code__), id(g.__code__)
+packing.move_code({"__main__": "f g"})
+print((id(f.__code__) != before[0], id(g.__code__) == before[1]))
+sys.stdout.flush()
+os._exit(f() + g() - 3)
+""")
+    assert (moved, kept) == (True, True)
+
+
+@only_with_immortal_objects
+@pytest.mark.parametrize("what", ["jit", "self"])
+def test_code_that_refers_to_itself_is_not_moved(what: str) -> None:
+    """An interpreter that compiles what runs has in its machine code where that lay."""
+    assert run(f"""
+from runtime.linux.ffi import PyDLL, c_int, c_void_p
+def f():
+    return 1
+sharing.make_immortal()
+before = id(f.__code__)
+if {what!r} == "jit":
+    sys._jit = type("jit", (), {{"is_enabled": lambda: True}})
+else:
+    words = packing._Words.from_address(0)
+    packing._room(f.__code__)
+    (place,) = [each for each in range(before >> 3, (before >> 3) + 30) if words[each] == id(f.__code__.co_filename)]
+    words[place] = before + 64
+packing.move_code({{"__main__": "f"}})
+print(id(f.__code__) == before)
+sys.stdout.flush()
+os._exit(0)
+""")
+
+
+def test_gaps_are_left_alone_where_pools_are_not_as_we_know_them() -> None:
+    """Their sizes say what they are of."""
+    assert run("packing._ALIGNED = 32; print(packing.fill_gaps())") == 0
+
+
+@only_with_immortal_objects
 def test_a_child_that_runs_moved_code_copies_few_pages() -> None:
     program = """
 sums = "a + " * 100 + "a"

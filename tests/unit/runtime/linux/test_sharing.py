@@ -72,6 +72,25 @@ def test_the_interpreters_that_have_immortal_objects_are_known() -> None:
     assert sharing.can_be_immortal() == ((3, 12) <= sys.version_info[:2] < (3, 15))
 
 
+@pytest.mark.parametrize(("what", "wrong"), [("from_address", 16), ("_IMMORTAL", 5)])
+def test_an_interpreter_whose_objects_are_not_as_we_know_them_is_left_alone(what: str, wrong: int) -> None:
+    """A build with something before each count, or one in which another count is that of an immortal object."""
+    change = f"sharing._IMMORTAL = {wrong}"
+    if what == "from_address":
+        change = f"elsewhere = Memory.from_address({wrong}); Memory.from_address = lambda _: elsewhere"
+    source = f"""
+import sys; sys.path.insert(0, {str(CHECKOUT)!r})
+from runtime.linux import packing, sharing
+class Memory(sharing._Memory):
+    _type_, _length_ = sharing._Memory._type_, 1 << 45
+{change}
+sharing._Memory = Memory
+print((sharing.can_be_immortal(), sharing.make_immortal(), packing.move_code({{"__main__": "f"}}), packing.fill_gaps()))
+"""
+    done = subprocess.run([sys.executable, "-ISB", "-c", source], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "(False, 0, 0, 0)\n"), done.stderr
+
+
 @pytest.mark.skipif(not sharing.can_be_immortal(), reason="this Python counts all references")
 def test_nothing_is_made_that_would_stay() -> None:
     source = f"""
