@@ -10,6 +10,7 @@
     image sharing packing    memory that a process shares with those it forks
     mount beneath    the new mount API, openat2
     trees aio    a directory removed with all that is in it; a sync that nobody has to wait for
+    statx        which file a path leads to, without asking its server
     capability seccomp sched keyring bpf netlink    one kernel interface each
 
 Wrappers keep the man page's name, are typed, and raise OSError with the call's name in its text.

@@ -58,7 +58,7 @@ def _counts_as_known() -> bool:
         return False
     memory[place] = _IMMORTAL
     held += [tried, tried]
-    return memory[place] == _IMMORTAL
+    return bool(memory[place] == _IMMORTAL)
 
 
 def make_immortal() -> int:
