@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Node
+from tests.e2e.shim.door import eventually
 from tests.harness import handlers, leaks
 from tests.harness.crictl import Crictl
 
@@ -81,6 +82,19 @@ def test_an_exit_while_containerd_is_down_is_reported_afterwards(
     # Manor an ended task has its init until it is deleted.
     known = node.containerd.version == "1.6" or handlers.is_manor(handler)
     assert status["exitCode"] == (137 if known else 255)
+
+
+@pytest.mark.pods_since("2.1", "an earlier one does not find them when it starts")
+@pytest.mark.manor_only
+def test_so_is_that_of_one_whose_output_nobody_took(node: Node, crictl: Crictl, pod: str) -> None:
+    """containerd closes its end of the pipes before it has the task deleted, and has ten seconds for that."""
+    container = crictl.run_container(pod, ["yes"])
+    pid = crictl.pid(container)
+    node.containerd.kill()
+    eventually(lambda: "pipe_write" in Path(f"/proc/{pid}/wchan").read_text())
+    os.kill(pid, signal.SIGKILL)
+    node.containerd.start()
+    assert crictl.wait_for(container, "CONTAINER_EXITED")["exitCode"] == 137
 
 
 def test_a_killed_shim_is_an_exit_and_is_cleaned_up(
