@@ -171,6 +171,9 @@ def in_child(name: str, run: Callable[[Step], None], ends_by_itself: bool = Fals
     near, far = channel_pair("main", f"{name} child")
     try:
         pid, number = clone_stage(name, run, far, ())
+    except OSError as error:
+        near.close()
+        raise MountError(f"{name}: clone: {os.strerror(error.errno or 0)}") from error
     finally:
         far.close()
     pidfd = OwnedFd(number)

@@ -14,6 +14,7 @@ from runtime.errors import MountError
 from runtime.linux import mount as linux
 from runtime.linux.constants import WALL
 from runtime.stages.clone import Step
+from shim import rootfs_mounts
 from shim.api.types import Mount
 from shim.loop import Loop
 from shim.rootfs_mounts import MountStep, in_child, plan, unmount
@@ -110,3 +111,14 @@ def test_an_unmount_goes_on_when_the_callers_time_is_over_and_other_work_ends(
     assert pid
     assert (tmp_path / "done").exists() == ends_by_itself
     assert os.waitstatus_to_exitcode(status) == (0 if ends_by_itself else -signal.SIGKILL)
+
+
+def test_where_no_process_can_be_had_that_is_told_and_nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EAGAIN, "clone3: Resource temporarily unavailable")
+
+    monkeypatch.setattr(rootfs_mounts, "clone_stage", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(MountError, match="^unmount: clone: Resource temporarily unavailable$"):
+        next(in_child("unmount", lambda _step: None))
+    assert os.listdir("/proc/self/fd") == before
