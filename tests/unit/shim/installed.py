@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -144,6 +145,14 @@ class Manor:
     def shims(self) -> list[int]:
         """The shims that stay after `start`, by their id, which must begin with `name`."""
         return self._titled(b"-id\0" + os.fsencode(self.name))
+
+    def connect(self, client: socket.socket, name: str) -> None:
+        """To the socket `name`, by a descriptor of its directory: what tests lie in may be longer than an address."""
+        directory = os.open(self.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            client.connect(f"/proc/self/fd/{directory}/{name}")
+        finally:
+            os.close(directory)
 
     def sockets(self) -> list[str]:
         """What lies in the run directory and is no lock."""

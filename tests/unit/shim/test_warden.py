@@ -152,7 +152,7 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting(manor: Manor) -> None:
     manor.run("-v")
     (name,) = manor.sockets()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as silent:
-        silent.connect(str(manor.run_dir / name))
+        manor.connect(silent, name)
         assert manor.run("-v").stdout == b"1\n"
         wait_for(lambda: len(children(manor.wardens()[0])) == 1)
     wait_for(lambda: not children(manor.wardens()[0]))
@@ -163,7 +163,7 @@ def test_a_client_that_talks_nonsense_gets_no_answer(manor: Manor) -> None:
     (name,) = manor.sockets()
     for message in (b".", b".x\0", b".-1\0", b".9\0a\0", b"?", b"." + b"1\0say\0\0A=1\0"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
-            client.connect(str(manor.run_dir / name))
+            manor.connect(client, name)
             client.send(message)
             assert client.recv(1000) == b""
     wait_for(lambda: not children(manor.wardens()[0]))
