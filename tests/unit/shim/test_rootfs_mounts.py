@@ -113,7 +113,9 @@ def test_an_unmount_goes_on_when_the_callers_time_is_over_and_other_work_ends(
     assert os.waitstatus_to_exitcode(status) == (0 if ends_by_itself else -signal.SIGKILL)
 
 
-def test_where_no_process_can_be_had_that_is_told_and_nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_process_can_be_had_that_is_told_and_nothing_stays_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_arguments: object) -> None:
         raise OSError(errno.EAGAIN, "clone3: Resource temporarily unavailable")
 
