@@ -250,7 +250,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         rows = look(asked.run_dir, asked.timeout)
     except (OSError, Untrusted) as error:
-        print(f"manor ps: {error}", file=sys.stderr)
+        told = describe(error) if isinstance(error, OSError) else str(error)
+        print(f"manor ps: {told}", file=sys.stderr)
         return 2
     if asked.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))

@@ -97,6 +97,13 @@ def test_what_cannot_be_believed_is_an_error_of_its_own(
         assert told == f"manor {name}: {run_dir}: it is not ours, or others may write to it\n"
 
 
+def test_what_cannot_be_read_is_told_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pods").touch()
+    for name, main in (("ps", ps.main), ("leaks", leaks.main)):
+        assert main(["--run-dir", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == f"manor {name}: {tmp_path}/pods: Not a directory\n"
+
+
 def test_where_there_is_no_pod_it_is_said_where_none_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
