@@ -34,9 +34,12 @@ if TYPE_CHECKING:
             """A client has come, perhaps in the place of another."""
 
 
-# What a client may say before its process is there; containerd's says how much room it has. There may be thousands.
+# What a client may say before its process is there; containerd's says how much room it has. There may be thousands of
+# clients, and what they have all said is bounded, too; a message is counted as no less than what it takes to keep it.
 MOST_EARLY_MESSAGES = 16
 MOST_EARLY_BYTES = 4 << 10
+MOST_EARLY_BYTES_OF_ALL = 4 << 20
+LEAST_BYTES = 128
 MOST_ID_BYTES = 1 << 10
 _KNOWN = encode(pack(Empty()))
 
@@ -47,6 +50,7 @@ class Exchange:
     def __init__(self) -> None:
         self._arrivals: dict[str, Arrival] = {}
         self._ends: dict[str, End] = {}
+        self.early_bytes = 0  # that are kept
 
     def methods(self) -> dict[str, StreamMethod]:
         """All of them, for the server."""
@@ -60,6 +64,7 @@ class Exchange:
             return
         before = self._arrivals.pop(arrival.id, None)
         if before is not None:
+            before.forget()
             superseded(before.stream, arrival.id)
         self._arrivals[arrival.id] = arrival
 
@@ -96,11 +101,11 @@ class Arrival:
     def message(self, payload: bytes) -> None:
         """The first names the stream."""
         if self.id:
-            size = sum(map(len, self._said)) + len(payload)
-            if len(self._said) < MOST_EARLY_MESSAGES and size <= MOST_EARLY_BYTES:
+            if self._has_room(len(payload)):
                 self._said.append(payload)
+                self._exchange.early_bytes += max(len(payload), LEAST_BYTES)
             else:
-                self._exchange.left(self)
+                self.gone()
                 self.stream.fail(Status(RESOURCE_EXHAUSTED, f"stream {self.id}: no process has it yet"))
             return
         try:
@@ -116,6 +121,19 @@ class Arrival:
         self.stream.send(_KNOWN)
         self._exchange.arrived(self)
 
+    def _has_room(self, size: int) -> bool:
+        return (
+            len(self._said) < MOST_EARLY_MESSAGES
+            and sum(map(len, self._said)) + size <= MOST_EARLY_BYTES
+            and self._exchange.early_bytes + size <= MOST_EARLY_BYTES_OF_ALL
+        )
+
+    def forget(self) -> list[bytes]:
+        """What was said, which is not kept any more."""
+        said, self._said = self._said, []
+        self._exchange.early_bytes -= sum(max(len(each), LEAST_BYTES) for each in said)
+        return said
+
     def closed(self) -> None:
         """It is kept: that its client has nothing to say is worth knowing for the process to come."""
         self._all_said = True
@@ -127,13 +145,15 @@ class Arrival:
 
     def gone(self) -> None:
         """The client has hung up."""
+        self.forget()
         self._exchange.left(self)
 
     def hand_to(self, end: End) -> None:
         """The process is there."""
         self.stream.listener = end
+        said = self.forget()
         end.attach(self.stream)
-        for payload in self._said:
+        for payload in said:
             end.message(payload)
         if self._all_said:
             end.closed()

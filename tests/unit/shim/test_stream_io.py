@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import pty
 import tty
+from collections.abc import Callable
 
 import pytest
 
 from runtime.errors import InvalidArgument, Unsupported
 from runtime.linux.fds import OwnedFd
 from runtime.record import replace
-from shim import stdio, stream_io
+from shim import exchange, stdio, stream_io
 from shim.api.streaming import Data, WindowUpdate
 from shim.console import open_console
 from shim.stdio import Streams, open_pipes
 from shim.stream_io import StreamError
+from shim.streams import DEAF, Stream
 from shim.ttrpc.status import RpcError
 from tests.unit.shim.loops import drive, settle, turn_until
 from tests.unit.shim.stream_peer import LIMIT_S, Peer, Street, fill, opened
@@ -301,6 +303,38 @@ def test_a_client_whose_process_is_not_there_has_little_kept_for_it(street: Stre
     nameless = Peer(street, "x" * 1025)
     assert "its id is longer than 1024 bytes" in nameless.wait_for_failure()
     nameless.hang_up()
+
+
+def test_neither_have_all_of_them_together(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "MOST_EARLY_BYTES_OF_ALL", 10_000)
+    peers = [street.peer(f"in{number}") for number in range(4)]
+    for peer in peers[:2]:
+        peer.say(Data(bytes(3000)))
+    settle(street.loop, 0.05)
+    peers[2].say(Data(bytes(4000)))
+    assert "no process has it yet" in peers[2].wait_for_failure()
+    peers[0].hang_up()
+    street.peer("in1")  # in the place of the second
+    assert "another client has opened it" in peers[1].wait_for_failure()
+    settle(street.loop, 0.05)
+    for number in range(3):  # what was kept is not counted for ever, whatever has become of it
+        client = street.peer(f"out{number}")
+        client.say(Data(bytes(4000)))
+        settle(street.loop, 0.05)
+        street.exchange.claim(f"out{number}", Forgetful())
+    peers[3].say(Data(bytes(4000)))
+    settle(street.loop, 0.05)
+    assert not peers[3].turn().failure
+
+
+class Forgetful:
+    """The side of a process that heeds nothing."""
+
+    def attach(self, stream: Stream) -> None:
+        stream.listener = DEAF
+
+    def __getattr__(self, _name: str) -> Callable[..., None]:
+        return lambda *_arguments: None
 
 
 @pytest.mark.parametrize(
