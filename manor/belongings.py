@@ -7,7 +7,8 @@ numbers, a unit by its cgroup. What two pods lay claim to, and what somebody els
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -54,6 +55,31 @@ def claims(pod: Pod) -> set[str]:
     return found
 
 
+class Claims:
+    """What all pods lay claim to, read once and only if somebody asks: there may be thousands of them."""
+
+    def __init__(self, pods: Iterable[Pod]) -> None:
+        self._pods = pods
+        self._by: dict[str, set[str]] = {}
+        self._count: Counter[str] = Counter()
+
+    def foreign_to(self, pod: Pod) -> Container[str]:
+        """What the others lay claim to."""
+        if not self._by:
+            self._by = {each.directory: claims(each) for each in self._pods}
+            self._count.update(path for own in self._by.values() for path in own)
+        return _Foreign(self._count, self._by[pod.directory])
+
+
+class _Foreign:
+    def __init__(self, count: Counter[str], own: set[str]) -> None:
+        self._count = count
+        self._own = own
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, str) and self._count[path] > (path in self._own)
+
+
 def _roots(pod: Pod, known: State) -> list[str]:
     """Where its root file system is mounted, and where that of one without a mount namespace is bound to itself."""
     root = (known.terms or {}).get("root_on_host")
@@ -65,7 +91,7 @@ def _roots(pod: Pod, known: State) -> list[str]:
     return found
 
 
-def has_bundle(pod: Pod, known: State, foreign: Collection[str]) -> bool:
+def has_bundle(pod: Pod, known: State, foreign: Container[str]) -> bool:
     """Whether the bundle that a state names is the container's still."""
     rootfs = rootfs_of(known.bundle)
     return bool(known.bundle) and rootfs in _roots(pod, known) and rootfs not in foreign
@@ -74,7 +100,7 @@ def has_bundle(pod: Pod, known: State, foreign: Collection[str]) -> bool:
 # ---- mounts ------------------------------------------------------------------------------------
 
 
-def mounts_of(pod: Pod, known: State, mounts: Sequence[Mount], foreign: Collection[str]) -> Mounts:
+def mounts_of(pod: Pod, known: State, mounts: Sequence[Mount], foreign: Container[str]) -> Mounts:
     """What is mounted for a container on the host. `foreign` is what other pods lay claim to."""
     roots = [each for each in _roots(pod, known) if each not in foreign]
     tops: list[Mount] = []
@@ -225,7 +251,7 @@ def _group_path(known: State) -> str:
     return rdt.place(said[0], said[1] is True)
 
 
-def group_of(pod: Pod, known: State, foreign: Collection[str]) -> Group | None:
+def group_of(pod: Pod, known: State, foreign: Container[str]) -> Group | None:
     """A container's resctrl group, if it is there, and the very one that was made for it."""
     path = _group_path(known)
     try:

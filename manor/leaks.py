@@ -11,14 +11,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from manor import ledger
-from manor.belongings import cgroup_of, group_of, mounts_of, users_of
+from manor.belongings import Claims, cgroup_of, group_of, mounts_of, users_of
 from manor.ledger import Pod, Stage, Untrusted
 from manor.ps import age, printable, table
-from manor.sweep import Sweep, foreign_to, is_socket, locked, strays_of
+from manor.sweep import Sweep, is_socket, locked, strays_of
 from runtime import state
 from runtime.cgroups.layout import Layout, detect_layout
 from runtime.errors import ManorError, describe
@@ -72,20 +72,21 @@ class Look:
         self._layout = layout
         self._mounts = ledger.mounts()
         self._stages = ledger.stages()
-        self._foreign: set[str] = set()
+        self._foreign: Container[str] = ()
         self.found = Found()
 
     def take(self) -> Found:
         """Everything. Untrusted, OSError."""
         sessions: set[int] = set()
         pods = list(ledger.pods(self.run_dir))
+        claimed = Claims(pods)
         for pod in pods:
             if pod.deed is not None:
                 sessions.add(pod.deed.pid)
             with locked(pod) as ours:
                 if not ours:
                     continue
-                self._foreign = foreign_to(pod, pods)
+                self._foreign = claimed.foreign_to(pod)
                 try:
                     self._pod(ledger.read_pod(pod.directory))
                 except (ManorError, OSError, ValueError) as error:  # the others are looked at all the same

@@ -11,12 +11,12 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 from manor import ledger
-from manor.belongings import cgroup_of, claims, group_of, has_bundle, mounts_of, users_of
+from manor.belongings import Claims, cgroup_of, group_of, has_bundle, mounts_of, users_of
 from manor.ledger import Mount, Pod, Stage
 from runtime import rdt, state
 from runtime.cgroups.layout import Layout
@@ -84,27 +84,23 @@ def is_socket(path: str) -> bool:
         return False
 
 
-def foreign_to(pod: Pod, pods: Iterable[Pod]) -> set[str]:
-    """What the others of `pods` lay claim to."""
-    return {path for other in pods if other.directory != pod.directory for path in claims(other)}
-
-
 class Sweep:
     """Removes what a look has found."""
 
     def __init__(self, run_dir: str, layout: Layout) -> None:
         self._run_dir = run_dir
         self._layout = layout
-        self._foreign: set[str] = set()
+        self._foreign: Container[str] = ()
         self.failures: list[str] = []
 
     def pods(self, directories: set[str]) -> None:
         """Every pod whose directory was found, if it is nobody's still."""
         there = list(ledger.pods(self._run_dir))
+        claimed = Claims(there)
         for pod in there:
             if pod.directory not in directories:
                 continue
-            self._foreign = foreign_to(pod, there)
+            self._foreign = claimed.foreign_to(pod)
             with locked(pod) as ours:
                 if not ours:
                     self.failures.append(f"pod {pod.name}: somebody has it now")

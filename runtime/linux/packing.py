@@ -86,8 +86,8 @@ def _compiles() -> bool:
 def _can_move(code: CodeType) -> bool:
     """Whether it is the plain object that we know: nobody keeps something with it, and it has no address in itself."""
     first, size = id(code), code.__sizeof__()
-    adaptive: bytes = code._co_code_adaptive  # type: ignore[attr-defined] # noqa: SLF001 - as it is; co_code would be kept
-    known = _CodeType.__basicsize__ + len(adaptive)
+    code_bytes: bytes = code._co_code_adaptive  # type: ignore[attr-defined] # noqa: SLF001 - co_code would be kept
+    known = _CodeType.__basicsize__ + len(code_bytes)
     inside = range(first, first + size)
     words = _Words.from_address(0)[first >> 3 : (first + size) >> 3]
     return size == -(-known // _WORD) * _WORD and not any(each in inside for each in words)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from manor import belongings, ledger
-from manor.belongings import cgroup_of, claims, group_of, mounts_of
+from manor.belongings import Claims, cgroup_of, claims, group_of, mounts_of
 from manor.ledger import Mount, Pod
 from runtime import rdt, state
 from runtime.cgroups.layout import Hierarchy, Layout
@@ -145,6 +145,28 @@ def test_what_another_pod_lays_claim_to_is_nobodys_to_remove(node: Node) -> None
     known, table = without_a_namespace(node)
     assert mounts_of(node.pod, known, table, {f"{node.bundle}/rootfs"}).tops == ()
     assert f"{node.bundle}/rootfs" in claims(node.pod)
+
+
+def test_what_pods_lay_claim_to_is_read_once_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands that are dead, and each is held against all others."""
+    asked: list[str] = []
+
+    def claimed_by(pod: Pod) -> set[str]:
+        asked.append(pod.directory)
+        return {pod.directory, "/of-two"} if pod.directory != "/2" else {pod.directory}
+
+    monkeypatch.setattr(belongings, "claims", claimed_by)
+    pods = [Pod(f"/{number}", None, "") for number in range(3)]
+    claimed = Claims(pods)
+    assert asked == []
+    foreign = [claimed.foreign_to(pod) for pod in pods]
+    assert ["/of-two" in each for each in foreign] == [True, True, True]
+    assert [["/0" in each, "/1" in each, "/2" in each, "/3" in each] for each in foreign] == [
+        [False, True, True, False],
+        [True, False, True, False],
+        [True, True, False, False],
+    ]
+    assert len(asked) == len(pods)
 
 
 def test_an_earlier_version_has_not_noted_whose_bundle_it_was(node: Node) -> None:
