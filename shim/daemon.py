@@ -62,7 +62,8 @@ FAREWELL_S = 2.0
 PARTING_S = 1.0
 # How long `delete` waits for the end of a dead shim and of what it had begun: containerd waits five seconds for it.
 PARTED_S = 3.0
-# How long one with nothing in it waits for somebody to connect: containerd may be killed before it knows of its shim.
+# How long one with nothing in it waits for a call: containerd may be killed before it knows of its shim, or after it
+# has emptied the pod.
 LEFT_S = 60.0
 # Spans are for later reading; what is going on comes first.
 SPANS_DELAY_S = 0.02
@@ -257,11 +258,16 @@ def _join_shim_cgroup(path: str, layout: Layout) -> None:
 
 
 def end_when_left(server: Server, pod: Pod, end: Callable[[], None]) -> Steps[None]:
-    """`end`, once there has been nothing in the pod and nobody connected for LEFT_S: nobody knows of us."""
+    """`end`, once there has been nothing in the pod and no call for LEFT_S: nobody knows of us, or wants us any more.
+
+    Who is connected need not: containerd 1.6, killed between the Delete of a pod's last task and its Shutdown, finds
+    the shim again when it starts, keeps it, and has nothing to ask it.
+    """
     while True:
-        yield server.deserted()
+        yield pod.emptied()
+        asked = server.asked
         yield Sleep(LEFT_S)
-        if server.deserted().done and not len(pod) and pod.sandbox is None:
+        if server.asked == asked and not server.open_calls.others and not len(pod) and pod.sandbox is None:
             end()
             return
 

@@ -6,6 +6,7 @@ from shim.errors import already_exists, not_found
 from shim.exchange import Exchange
 from shim.journal import Journal
 from shim.options import Handler
+from shim.tasks import Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Pod:
         self.sandbox: Sandbox | None = None  # where containerd leaves the pod itself to us, too
         self.creating: dict[str, Timeline] = {}
         self._containers: dict[str, Container | None] = {}  # None while one is being created
+        self._emptied = Outcome()
 
     def reserve(self, container_id: str, timeline: Timeline) -> None:
         """Take the id for a container that is about to be created. AlreadyExists if it is taken."""
@@ -76,6 +78,16 @@ class Pod:
         """Forget a container, or a reservation."""
         self._containers.pop(container_id, None)
         self.creating.pop(container_id, None)
+        if not self._containers and not self._emptied.done:
+            self._emptied.set()
+
+    def emptied(self) -> Outcome:
+        """Set once there is no container; what was true then may not be so any more for who is told."""
+        if self._emptied.done:
+            self._emptied = Outcome()
+        if not self._containers:
+            self._emptied.set()
+        return self._emptied
 
     def find(self, container_id: str) -> Container:
         """The container of that id. NotFound without one."""

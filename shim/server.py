@@ -69,6 +69,7 @@ class Server:
         self._listener.setblocking(False)
         self.callers = Callers(self._note, self._relieved)
         self.open_calls = OpenCalls(self.callers.count_calls)
+        self.asked = 0  # calls, of all callers
         self._notes = 0  # since the last line of the log
         self._deserted: Outcome | None = None
         self._listen()
@@ -275,6 +276,7 @@ class Connection:
             self._rearm()
 
     def _begin(self, call: Call) -> None:
+        self._server.asked += 1
         methods = self._server.services.get(call.service)
         method = methods.get(call.method) if methods is not None else None
         if method is None:

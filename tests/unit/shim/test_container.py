@@ -181,6 +181,20 @@ def test_deleting_a_container_forgets_its_execs_and_frees_the_id(shim: Shim) -> 
     assert shim.pod.find("c1").execs == {}
 
 
+def test_the_pod_tells_when_it_has_no_container_any_more(shim: Shim) -> None:
+    assert shim.pod.emptied().done
+    shim.runtime.failing["create"] = StageError("2:INIT", "mount", "/x", "no such file")
+    with pytest.raises(StageError):
+        shim.create()
+    assert shim.pod.emptied().done
+    shim.runtime.failing.clear()
+    shim.create()
+    emptied = shim.pod.emptied()
+    assert not emptied.done
+    shim.delete()
+    assert emptied.done
+
+
 @pytest.mark.parametrize("pending", [False, True])
 def test_deleting_waits_longer_for_a_client_that_reads_slowly_than_for_a_writer_that_lingers(
     shim: Shim, monkeypatch: pytest.MonkeyPatch, pending: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,28 +17,32 @@ from tests.unit.shim.loops import settle, turn_until
 
 
 class Server:
-    """Who is connected is what a test says."""
+    """What it was asked, and what of that is still being done, is what a test says."""
 
-    def __init__(self, connected: bool) -> None:
-        self.connected = connected
-        self.outcome = Outcome()
-
-    def deserted(self) -> Outcome:
-        if self.outcome.done:
-            self.outcome = Outcome()
-        if not self.connected:
-            self.outcome.set()
-        return self.outcome
-
-    def hang_up(self) -> None:
-        self.connected = False
-        self.outcome.set()
+    def __init__(self) -> None:
+        self.asked = 0
+        self.open_calls = SimpleNamespace(others=0)
 
 
 class Pod(list[str]):
     """Its containers, and perhaps itself."""
 
     sandbox: Any = None
+
+    def __init__(self, containers: list[str]) -> None:
+        super().__init__(containers)
+        self.outcome = Outcome()
+
+    def emptied(self) -> Outcome:
+        if self.outcome.done:
+            self.outcome = Outcome()
+        if not self:
+            self.outcome.set()
+        return self.outcome
+
+    def empty(self) -> None:
+        self.clear()
+        self.outcome.set()
 
 
 @pytest.fixture
@@ -54,35 +59,48 @@ def begin(loop: Loop, server: Server, pod: Pod) -> list[str]:
     return ended
 
 
-def test_a_shim_that_nobody_has_come_to_ends(loop: Loop) -> None:
-    ended = begin(loop, Server(connected=False), Pod())
+def test_a_shim_that_nobody_asks_for_anything_ends(loop: Loop) -> None:
+    ended = begin(loop, Server(), Pod([]))
     turn_until(loop, lambda: ended)
 
 
-def test_one_that_has_been_left_with_nothing_ends(loop: Loop) -> None:
-    server = Server(connected=True)
-    ended = begin(loop, server, Pod())
+def test_one_whose_last_container_was_deleted_and_that_nobody_shut_down_ends(loop: Loop) -> None:
+    pod = Pod(["c1"])
+    ended = begin(loop, Server(), pod)
     settle(loop, 0.1)
     assert not ended
-    server.hang_up()
+    pod.empty()
     turn_until(loop, lambda: ended)
 
 
-@pytest.mark.parametrize("what", ["a container", "a pod"])
-def test_one_that_holds_something_waits_for_containerd(loop: Loop, what: str) -> None:
-    pod = Pod(["c1"] if what == "a container" else [])
-    pod.sandbox = SimpleNamespace() if what == "a pod" else None
-    ended = begin(loop, Server(connected=False), pod)
+def test_one_that_holds_a_pod_waits_for_containerd(loop: Loop) -> None:
+    pod = Pod([])
+    pod.sandbox = SimpleNamespace()
+    ended = begin(loop, Server(), pod)
     settle(loop, 0.2)
     assert not ended
-    pod.clear()
     pod.sandbox = None
     turn_until(loop, lambda: ended)
 
 
-def test_one_that_somebody_has_come_back_to_stays(loop: Loop) -> None:
-    server = Server(connected=False)
-    ended = begin(loop, server, Pod())
-    server.connected = True
+def test_one_that_is_asked_again_and_again_stays(loop: Loop) -> None:
+    class Asked(Server):
+        calls = itertools.count(1)
+
+        def __getattribute__(self, name: str) -> Any:
+            return next(Asked.calls) if name == "asked" else super().__getattribute__(name)
+
+    ended = begin(loop, Asked(), Pod([]))
     settle(loop, 0.2)
     assert not ended
+    assert next(Asked.calls) > 2
+
+
+def test_one_that_is_doing_something_stays(loop: Loop) -> None:
+    server = Server()
+    server.open_calls.others = 1
+    ended = begin(loop, server, Pod([]))
+    settle(loop, 0.2)
+    assert not ended
+    server.open_calls.others = 0
+    turn_until(loop, lambda: ended)
