@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from manor import ledger
 from manor.belongings import Claims, cgroup_of, group_of, mounts_of, users_of
@@ -151,13 +152,15 @@ class Look:
 
     def _is_stray(self, stage: Stage, sessions: set[int]) -> bool:
         """Whether it is of a shim that is gone with all that was on record, and could be ours at all: a container may
-        call its processes what it likes, but not make them root's beside us.
+        call its processes what it likes, but not make them root's beside us. What another run directory has is on
+        record there.
         """
         return (
             stage.state not in ledger.ENDED
             and stage.session not in sessions
             and not _lives(stage.session)
             and _is_beside_us(stage.pid)
+            and _is_of(stage.pid, self.run_dir)
         )
 
 
@@ -192,6 +195,16 @@ def _is_beside_us(pid: int) -> bool:
         )
     except OSError:
         return False
+
+
+def _is_of(pid: int, run_dir: str) -> bool:
+    """Whether a process has its environment from a warden of that directory, or nobody can tell."""
+    try:
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return True
+    environ = dict(os.fsdecode(each).partition("=")[::2] for each in entries)
+    return os.path.realpath(daemon.run_dir(environ)) == os.path.realpath(run_dir)
 
 
 def _age(path: str) -> float:

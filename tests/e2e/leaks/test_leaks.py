@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -290,6 +291,38 @@ def test_what_a_container_calls_its_processes_is_its_own_affair(door: LedgerDoor
         assert alive(pretender.pid)
     finally:
         os.kill(pretender.pid, signal.SIGKILL)
+
+
+# A process that is named as a stage of ours, of a session whose leader has ended.
+_ORPHAN = """
+import ctypes, os, signal
+os.setsid()
+if os.fork() == 0:
+    ctypes.CDLL(None).prctl(15, b"manor:[LOG]", 0, 0, 0)
+    print(os.getpid(), flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_stage_whose_shim_is_not_on_record_is_told_to_who_asks_for_the_directory_that_it_is_of(
+    door: LedgerDoor, elsewhere: bool
+) -> None:
+    run_dir = f"{door.run_dir}-of-others" if elsewhere else str(door.run_dir)
+    command = [sys.executable, "-c", _ORPHAN]
+    with subprocess.Popen(
+        command, env={**os.environ, "MANOR_RUN_DIR": run_dir}, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        parent.wait()
+        try:
+            found = [each.made_by for each in door.look().leaks if each.what == f"{pid} manor:[LOG]"]
+            assert found == ([] if elsewhere else ["a shim that is not on record"])
+            door.collect()
+            assert alive(pid)
+        finally:
+            os.kill(pid, signal.SIGKILL)
 
 
 _MARK = "manor:[LOG]"
