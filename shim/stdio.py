@@ -244,6 +244,13 @@ class Flow:
             self._owed -= moved
             if self._owed <= 0:
                 self.close()
+            else:
+                self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Not when there is something: who is left behind may take out of the pipe what was counted."""
+        if not self.closed and not self._loop.is_watched(self._sink.fileno()):
+            self._on_source(0)
 
     def _on_source(self, _events: int) -> None:
         try:
@@ -276,6 +283,8 @@ class Flow:
         if self.pending():
             self._loop.unwatch(self._source.fileno())
             self._loop.watch(self._sink.fileno(), EPOLLOUT, self._on_room)
+        elif self._owed is not None:
+            self.close()
 
     def pending(self) -> bool:
         """True while there is something to move."""
@@ -288,6 +297,8 @@ class Flow:
     def _on_room(self, _events: int) -> None:
         self._loop.unwatch(self._sink.fileno())
         self.start()
+        if self._owed is not None:
+            self._on_source(0)
 
     def close(self) -> None:
         """Stop, close everything and say so; a second call does nothing."""

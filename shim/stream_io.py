@@ -216,11 +216,20 @@ class StreamOutput(_End):
                 self._loop.watch(fd, EPOLLIN, self._on_source)
             else:
                 self._loop.unwatch(fd)
+        if wanted and self._owed is not None:
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Not when there is something: who is left behind may take out of the pipe what was counted."""
+        if not self._source.closed and self._loop.is_watched(self._source.fileno()):
+            self._on_source(0)
 
     def _on_source(self, _events: int) -> None:
         try:
             self._held = os.read(self._source.fileno(), min(PIECE_BYTES, self._room))
         except BlockingIOError:
+            if self._owed is not None:
+                self._say_all()
             return
         if self._held:
             self._send()
@@ -264,6 +273,8 @@ class StreamOutput(_End):
             self._owed = self._waiting()
             if self._owed <= 0 or self._left:
                 self._say_all()
+            else:
+                self._rearm()
 
     def pending(self) -> bool:
         """True while there is output that no client has taken."""

@@ -385,6 +385,53 @@ def test_stdin_that_is_no_fifo_is_refused(loop: Loop, tmp_path: Path, terminal: 
         drive(loop, (open_console if terminal else open_pipes)(loop, Streams(stdin=str(path))))
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_what_is_taken_out_of_the_pipe_again_is_not_waited_for(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    """Whoever is left behind has the pipe's other end, by its name in /proc, and may be quicker than we are."""
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.05)
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    if slow:
+        fill(loop, child.stdout)
+    thief = os.open(f"/proc/self/fd/{child.stdout}", os.O_RDONLY | os.O_NONBLOCK)
+    settle(loop)
+    counted = io._flows[0].finish
+
+    def finish_and_steal() -> None:
+        if not slow:
+            os.write(child.stdout, b"mine")
+        counted()
+        os.read(thief, 1 << 20)
+
+    monkeypatch.setattr(
+        stdio.Flow, "finish", lambda flow: finish_and_steal() if flow is io._flows[0] else None
+    )
+    io.process_ended()
+    settle(loop, 0.1)
+    turn_until(loop, lambda: [read_now(client.out)] and io._flows[0].closed)
+    os.close(thief)
+    io.close()
+    child.close()
+    client.close()
+
+
+def fill(loop: Loop, fd: int) -> None:
+    """Write until nothing more is taken, by the reader of what is passed on either."""
+    os.set_blocking(fd, False)
+    quiet = 0
+    while quiet < 3:
+        try:
+            os.write(fd, bytes(4096))
+            quiet = 0
+        except BlockingIOError:
+            settle(loop)
+            quiet += 1
+
+
 def test_a_fifo_uri_is_a_path(loop: Loop, tmp_path: Path) -> None:
     client = Client(tmp_path)
     io = drive(loop, open_pipes(loop, Streams(stdout=f"fifo://{client.out_path}")))

@@ -225,6 +225,33 @@ def test_after_the_end_of_the_process_what_is_there_is_passed_on_and_no_more(
     io.close()
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_what_is_taken_out_of_the_pipe_again_is_not_waited_for(
+    street: Street, monkeypatch: pytest.MonkeyPatch, slow: bool
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.01)
+    out = street.peer("out", 0 if slow else ROOM)
+    io, child = opened(street, stdout="out")
+    (sink,) = io._sinks
+    counted = sink.finish
+
+    def finish_and_steal(_sink: stream_io.StreamOutput) -> None:
+        os.write(child.stdout, b"mine")
+        counted()
+        os.read(thief, ROOM)
+
+    monkeypatch.setattr(stream_io.StreamOutput, "finish", finish_and_steal)
+    thief = os.open(f"/proc/self/fd/{child.stdout}", os.O_RDONLY | os.O_NONBLOCK)
+    io.process_ended()
+    settle(street.loop, 0.1)
+    if slow:
+        out.make_room(ROOM)
+    assert out.read_all() == b""
+    os.close(thief)
+    child.close()
+    io.close()
+
+
 def test_closing_tells_a_client_the_end_although_a_grandchild_keeps_it_open(street: Street) -> None:
     out = street.peer("out", ROOM)
     io, child = opened(street, stdout="out")
