@@ -62,8 +62,8 @@ FAREWELL_S = 2.0
 PARTING_S = 1.0
 # How long `delete` waits for the end of a dead shim and of what it had begun: containerd waits five seconds for it.
 PARTED_S = 3.0
-# How long one with nothing in it waits for a call: containerd may be killed before it knows of its shim, or after it
-# has emptied the pod.
+# How long one with nothing in it waits for a call that it has an answer to: containerd may be killed before it knows of
+# its shim, or after it has emptied the pod.
 LEFT_S = 60.0
 # Spans are for later reading; what is going on comes first.
 SPANS_DELAY_S = 0.02
@@ -258,16 +258,21 @@ def _join_shim_cgroup(path: str, layout: Layout) -> None:
 
 
 def end_when_left(server: Server, pod: Pod, end: Callable[[], None]) -> Steps[None]:
-    """`end`, once there has been nothing in the pod and no call for LEFT_S: nobody knows of us, or wants us any more.
+    """`end`, once the pod was empty for LEFT_S and nobody got an answer: nobody knows of us, or wants us any more.
 
     Who is connected need not: containerd 1.6, killed between the Delete of a pod's last task and its Shutdown, finds
-    the shim again when it starts, keeps it, and has nothing to ask it.
+    the shim again when it starts, keeps it, and asks it for the task that is not there, if for anything.
     """
     while True:
         yield pod.emptied()
-        asked = server.asked
+        answered = server.answered
         yield Sleep(LEFT_S)
-        if server.asked == asked and not server.open_calls.others and not len(pod) and pod.sandbox is None:
+        if (
+            server.answered == answered
+            and not server.open_calls.others
+            and not len(pod)
+            and pod.sandbox is None
+        ):
             end()
             return
 

@@ -69,7 +69,7 @@ class Server:
         self._listener.setblocking(False)
         self.callers = Callers(self._note, self._relieved)
         self.open_calls = OpenCalls(self.callers.count_calls)
-        self.asked = 0  # calls, of all callers
+        self.answered = 0  # calls of all callers, but for those that have failed
         self._notes = 0  # since the last line of the log
         self._deserted: Outcome | None = None
         self._listen()
@@ -276,7 +276,6 @@ class Connection:
             self._rearm()
 
     def _begin(self, call: Call) -> None:
-        self._server.asked += 1
         methods = self._server.services.get(call.service)
         method = methods.get(call.method) if methods is not None else None
         if method is None:
@@ -322,6 +321,7 @@ class Connection:
                 self._server.log.bug(error)
             self._fail(stream_id, status_of(error))
             return
+        self._server.answered += 1
         if self.closed or message is None:
             return
         try:

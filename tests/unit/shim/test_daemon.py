@@ -20,7 +20,7 @@ class Server:
     """What it was asked, and what of that is still being done, is what a test says."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.answered = 0
         self.open_calls = SimpleNamespace(others=0)
 
 
@@ -88,7 +88,7 @@ def test_one_that_is_asked_again_and_again_stays(loop: Loop) -> None:
         calls = itertools.count(1)
 
         def __getattribute__(self, name: str) -> Any:
-            return next(Asked.calls) if name == "asked" else super().__getattribute__(name)
+            return next(Asked.calls) if name == "answered" else super().__getattribute__(name)
 
     ended = begin(loop, Asked(), Pod([]))
     settle(loop, 0.2)

@@ -24,6 +24,7 @@ from tests.unit.shim.serving import SERVICE, Served, eventually
 def test_a_handler_may_answer_at_once_or_after_waiting(served: Served) -> None:
     assert served.ask("AtOnce").exit_status == 7
     assert served.ask("Later").exit_status == 8
+    assert served.server.answered == 2
 
 
 def test_one_slow_call_does_not_hold_up_another_on_the_same_connection(served: Served) -> None:
@@ -54,6 +55,7 @@ def test_a_failure_becomes_a_status_with_its_text(
         served.ask(method, what)
     assert failure.value.code == code
     assert text in failure.value.message
+    assert served.server.answered == 0
 
 
 def test_a_service_that_is_not_there_is_unimplemented(served: Served) -> None:
