@@ -48,7 +48,7 @@ A pod that is left to us (`sandboxer = "shim"`):
 
 What processes say:
 
-    stdio console                  fifos and files; terminals
+    stdio flow console             fifos and files, and what is on its way there; terminals
     destinations                   where streams are to go, read from a path or URI
     sinks                          the shim's side of a log, which somebody else reads:
     writer crilog                  a process of ours that writes files; the lines of a container log

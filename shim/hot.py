@@ -140,6 +140,7 @@ HOT = {
         "Reaper.__init__ Reaper._tell Reaper.claim Reaper.end_hold Reaper.forget Reaper.hold Reaper.holding "
         "Reaper.reap Reaper.watch exit_code"
     ),
+    "shim.flow": "Flow.__init__ Flow._on_source Flow._pay Flow._splice Flow.close Flow.drop_keeper Flow.start",
     "shim.info": "features runtime_info",
     "shim.journal": (
         "Exit.encode Journal.__init__ Journal._finish Journal._open Journal._sync_disk Journal.append "
@@ -192,7 +193,6 @@ HOT = {
     ),
     "shim.stats": "convert convert.<locals>.<genexpr> read",
     "shim.stdio": (
-        "Flow.__init__ Flow._on_source Flow._pay Flow._splice Flow.close Flow.drop_keeper Flow.start "
         "PipeIo.__init__ PipeIo._close_child_ends PipeIo._close_child_ends.<locals>.<genexpr> "
         "PipeIo._output_ended PipeIo._output_ended.<locals>.<genexpr> PipeIo._outputs PipeIo.add_output "
         "PipeIo.attach PipeIo.child_fds PipeIo.child_fds.<locals>.<genexpr> PipeIo.close "

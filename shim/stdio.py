@@ -1,4 +1,4 @@
-"""Standard streams of a process without a terminal: its pipes, the client's fifos, and splice between.
+"""Standard streams of a process without a terminal: its pipes, and the client's fifos.
 
 A process could be given the client's fifos directly, and nothing would have to be copied. It gets pipes
 all the same, as it does from containerd's own shim, because
@@ -9,19 +9,15 @@ all the same, as it does from containerd's own shim, because
   open_by_handle_at(2) takes as a way in, and which SELinux and AppArmor judge by the file's label or path;
 * the client's end stays open across a restart of containerd, whoever writes meanwhile.
 
-The copying is splice(2): pages move from pipe to fifo inside the kernel, and nothing is buffered here.
-The process is slowed down by its reader, and by nothing else. Logs, which go to files and programs, are written
-by processes of their own (`sinks`), terminals are `console`'s.
+What is copied from one to the other is `flow`'s; logs, which go to files and programs, are written by processes
+of their own (`sinks`), terminals are `console`'s.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import select
 import stat
-import termios
 
 from runtime.errors import ManorError
 from runtime.linux.fds import OwnedFd, close_all, pipe
@@ -29,9 +25,9 @@ from runtime.record import Record
 from runtime.waiting import Sleep
 from shim.destinations import FIFO, FILE, Destination, parse
 from shim.errors import failed_precondition
+from shim.flow import Flow
 from shim.log import Log
 from shim.logger import Owner
-from shim.loop import EPOLLIN, EPOLLOUT
 from shim.sinks import open_sink
 from shim.stream_io import StreamInput, StreamOutput, open_input_stream
 from shim.tasks import Outcome
@@ -39,7 +35,6 @@ from shim.writer import STREAM_NAMES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Protocol
 
     from runtime.waiting import Operation
@@ -87,8 +82,6 @@ READER_TIMEOUT_S = 10.0
 # How long what a process has started may go on to write after its exit. Then what is in the pipes is passed on, as
 # long as the reader takes, and its end is told: somebody in the background keeps no client waiting for ever.
 DRAIN_AFTER_EXIT_S = 2.0
-# What one event may move before others have their turn: a full pipe of the usual size.
-CHUNK_BYTES = 64 * 1024
 
 
 NOBODY = Owner("", "")
@@ -199,119 +192,7 @@ def _cannot_open(name: str, path: str, error: OSError) -> StdioError:
     return StdioError(f"open {name} {path}: {os.strerror(error.errno or 0)}")
 
 
-# --- copying ---------------------------------------------------------------------------------------
-
-
-class Flow:
-    """Bytes from the pipe or fifo `source` to `sink`, until `source` ends or `sink` takes no more.
-
-    Owns both, and the `keeper` that the client's side may need; `ended` is called once, when all are closed.
-    """
-
-    __slots__ = ("_ended", "_keeper", "_left", "_loop", "_move", "_owed", "_sink", "_source", "closed")
-
-    def __init__(
-        self, loop: Loop, source: OwnedFd, sink: OwnedFd, keeper: OwnedFd | None, ended: Callable[[], None]
-    ) -> None:
-        self._loop = loop
-        self._source = source
-        self._sink = sink
-        self._keeper = keeper
-        self._ended = ended
-        self._left = b""  # of what was read for a device
-        self._owed: int | None = None  # how much is still to be moved, once that has been settled
-        self._move = self._splice if stat.S_ISFIFO(os.fstat(sink.fileno()).st_mode) else self._copy
-        self.closed = False
-
-    def start(self) -> None:
-        """Begin to copy as soon as there is something."""
-        self._loop.watch(self._source.fileno(), EPOLLIN, self._on_source)
-
-    def drop_keeper(self) -> None:
-        """Close the keeper: the source now ends when the client closes its side."""
-        if self._keeper is not None:
-            self._keeper.close()
-
-    def finish(self) -> None:
-        """Move what is in the source now, and end."""
-        if not self.closed and self._owed is None:
-            there = fcntl.ioctl(self._source.fileno(), termios.FIONREAD, bytes(4))
-            self._owed = int.from_bytes(there, "little") + len(self._left)
-            self._pay(0)
-
-    def _pay(self, moved: int) -> None:
-        if self._owed is not None:
-            self._owed -= moved
-            if self._owed <= 0:
-                self.close()
-            else:
-                self._loop.call_soon(self._go_on)
-
-    def _go_on(self) -> None:
-        """Not when there is something: who is left behind may take out of the pipe what was counted."""
-        if not self.closed and not self._loop.is_watched(self._sink.fileno()):
-            self._on_source(0)
-
-    def _on_source(self, _events: int) -> None:
-        try:
-            moved = self._move()
-        except BlockingIOError:
-            self._wait()
-            return
-        except OSError:
-            moved = 0  # nobody takes it any more (EPIPE): the writer will hear of it
-        if moved:
-            self._pay(moved)
-        else:
-            self.close()
-
-    def _splice(self) -> int:
-        source, sink = self._source.fileno(), self._sink.fileno()
-        return os.splice(source, sink, CHUNK_BYTES, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
-
-    def _copy(self) -> int:
-        """For a device, which need not know splice."""
-        if not self._left:
-            os.set_blocking(self._source.fileno(), False)
-            self._left = os.read(self._source.fileno(), CHUNK_BYTES)
-        written = os.write(self._sink.fileno(), self._left) if self._left else 0
-        self._left = self._left[written:]
-        return written
-
-    def _wait(self) -> None:
-        """EAGAIN has two reasons: nothing to read, which epoll waits for anyway, or no room to write."""
-        if self.pending():
-            self._loop.unwatch(self._source.fileno())
-            self._loop.watch(self._sink.fileno(), EPOLLOUT, self._on_room)
-        elif self._owed is not None:
-            self.close()
-
-    def pending(self) -> bool:
-        """True while there is something to move."""
-        if self.closed or self._left:
-            return not self.closed
-        poll = select.poll()
-        poll.register(self._source.fileno(), select.POLLIN)
-        return any(events & select.POLLIN for _fd, events in poll.poll(0))
-
-    def _on_room(self, _events: int) -> None:
-        self._loop.unwatch(self._sink.fileno())
-        self.start()
-        if self._owed is not None:
-            self._on_source(0)
-
-    def close(self) -> None:
-        """Stop, close everything and say so; a second call does nothing."""
-        if self.closed:
-            return
-        self.closed = True
-        for fd in (self._source, self._sink):
-            self._loop.unwatch(fd.fileno())
-            fd.close()
-        self.drop_keeper()
-        ended, self._ended = self._ended, _nothing
-        del self._move  # of what holds us nothing is held by us any longer
-        ended()
+# --- the streams of a process -------------------------------------------------------------------------
 
 
 class PipeIo:
@@ -330,7 +211,7 @@ class PipeIo:
         """Make the pipe for stdin."""
         read_end, write_end = _pipe_beside(client.fd, client.keeper)
         self._for_child[0] = read_end
-        self._input = Flow(self._loop, client.fd, write_end, client.keeper, _nothing)
+        self._input = Flow(self._loop, client.fd, write_end, client.keeper)
 
     def add_input_stream(self, stream: StreamInput) -> None:
         """Let stdin be a stream, whose pipe the process gets."""
@@ -455,7 +336,3 @@ def _pipe_beside(*others: OwnedFd | None) -> tuple[OwnedFd, OwnedFd]:
     except OSError:
         close_all(fd for fd in others if fd is not None)
         raise
-
-
-def _nothing() -> None:
-    pass

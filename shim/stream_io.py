@@ -217,18 +217,15 @@ class StreamOutput(_End):
             else:
                 self._loop.unwatch(fd)
         if wanted and self._owed is not None:
-            self._loop.call_soon(self._go_on)
-
-    def _go_on(self) -> None:
-        """Not when there is something: who is left behind may take out of the pipe what was counted."""
-        if not self._source.closed and self._loop.is_watched(self._source.fileno()):
-            self._on_source(0)
+            self._loop.call_soon(self._on_source, 0)
 
     def _on_source(self, _events: int) -> None:
+        if self._source.closed or not self._loop.is_watched(self._source.fileno()):
+            return
         try:
             self._held = os.read(self._source.fileno(), min(PIECE_BYTES, self._room))
         except BlockingIOError:
-            if self._owed is not None:
+            if self._owed is not None:  # who is left behind may have taken out of the pipe what was counted
                 self._say_all()
             return
         if self._held:

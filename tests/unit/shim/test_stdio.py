@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import Unsupported
-from shim import stdio
+from shim import flow, stdio
 from shim.console import open_console
 from shim.loop import Loop
 from shim.stdio import PipeIo, StdioError, Streams, open_pipes
@@ -408,7 +408,7 @@ def test_what_is_taken_out_of_the_pipe_again_is_not_waited_for(
         os.read(thief, 1 << 20)
 
     monkeypatch.setattr(
-        stdio.Flow, "finish", lambda flow: finish_and_steal() if flow is io._flows[0] else None
+        flow.Flow, "finish", lambda each: finish_and_steal() if each is io._flows[0] else None
     )
     io.process_ended()
     settle(loop, 0.1)
