@@ -88,9 +88,14 @@ def transition(current: str, target: str) -> str:
 
 def check_id(value: str) -> str:
     """`value`, if it is a container id (runc's rule). InvalidId otherwise."""
-    if not 1 <= len(value) <= _MAX_ID or value in (".", "..") or not _ID_CHARACTERS.issuperset(value):
+    if not is_id(value):
         raise InvalidId(value)
     return value
+
+
+def is_id(value: str) -> bool:
+    """Whether `value` is a container id (runc's rule)."""
+    return 1 <= len(value) <= _MAX_ID and value not in (".", "..") and _ID_CHARACTERS.issuperset(value)
 
 
 def make_directory(root: str, container_id: str, traversable: bool) -> str:

@@ -29,7 +29,7 @@ from shim import deed, journal, rootfs_mounts, sockets, systemd
 from shim.container import rootfs_of
 from shim.journal import Exit, NewerJournal
 from shim.pod_files import PodFiles
-from shim.sockets import NOTE_MARK, forget_pod
+from shim.sockets import forget_pod
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def killed(container_id: str, pid: int = 0, start_time: int = 0) -> Exit:
 
 
 def container_ids(root: str) -> list[str]:
-    """Those that have state in the directory of a pod, sorted."""
+    """Those that have state in the directory of a pod, sorted. What else is in there is not ours."""
     try:
-        return sorted(name for name in os.listdir(root) if not name.startswith(NOTE_MARK))
+        return sorted(name for name in os.listdir(root) if state.is_id(name))
     except FileNotFoundError:
         return []
 

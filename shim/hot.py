@@ -93,7 +93,7 @@ HOT = {
         "_born_on _launch_in_stages _launch_in_stages.<locals>.<lambda> _tenant_fds "
         "_tenant_fds.<locals>.<genexpr> choose_tenant_shape launch_tenant"
     ),
-    "runtime.state": "check_id transition",
+    "runtime.state": "check_id is_id transition",
     "runtime.terms": "_tuples from_json",
     "runtime.trace": (
         "Timeline.__init__ Timeline.add Timeline.mark Timeline.marks Timeline.marks.<locals>.<lambda> passed"

@@ -192,6 +192,16 @@ def test_a_container_that_was_killed_with_the_pod_has_one_time_of_death(pod: Pat
     assert second.exited_at < before
 
 
+@pytest.mark.parametrize("name", ["a b", "c1~", "\udcff", "\n"])
+def test_what_no_container_can_be_called_keeps_nobody_from_being_removed(
+    pod: Path, opened: list[str], name: str
+) -> None:
+    (pod / name).mkdir()
+    remove(pod, "c1")
+    assert opened == ["/own", "/own"]
+    assert [each.name for each in pod.iterdir()] == [name]
+
+
 def test_a_bundle_that_is_gone_needs_no_note(pod: Path) -> None:
     (pod.parent / "bundle-c2").rmdir()
     on_record(pod, ENDED, OTHER)
