@@ -230,7 +230,10 @@ def bury_stillborn(pods: str) -> None:
         try:
             if not _is_stillborn(directory):
                 continue
-            with deed.take(directory, 0) or OwnedFd(-1):
+            taken = deed.take(directory, 0)
+            if taken is None:
+                continue  # it had gone: if there is one again, a shim is making it
+            with taken:
                 if _is_stillborn(directory):  # still, now that nobody adds to it
                     if path := sockets.recorded_socket(directory):
                         sockets.remove_socket(path)

@@ -255,6 +255,16 @@ def test_a_pod_that_a_shim_holds_is_its(pods: Path) -> None:
         assert (pods / "p1" / deed.NOTE).exists()
 
 
+def test_a_pod_that_was_gone_and_is_made_anew_is_not_taken_for_the_dead_one(
+    pods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has it locked then: there was nothing to lock."""
+    monkeypatch.setattr(deed, "take", lambda _directory, _patience_s: None)
+    delete.bury_stillborn(str(pods))
+    assert (pods / "p1" / deed.NOTE).exists()
+    assert (pods.parent / "s").exists()
+
+
 # --- what another version has left ---
 
 
