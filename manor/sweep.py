@@ -169,9 +169,10 @@ class Sweep:
         while not cgroup.try_delete():
             if time.monotonic() > deadline:
                 pids = " ".join(map(str, cgroup.holders(16)))
-                raise OSError(
-                    errno.EBUSY, f"{cgroup.path} is in use by {pids}, and they are not known to be ours"
-                )
+                why = "has more cgroups in it than could be removed in this time: ask again"
+                if pids:
+                    why = f"is in use by {pids}, and they are not known to be ours"
+                raise OSError(errno.EBUSY, f"{cgroup.path} {why}")
             time.sleep(_RETRY_S)
 
     def _unmount_all(self, pod: Pod, known: State) -> None:

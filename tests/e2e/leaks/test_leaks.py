@@ -158,6 +158,24 @@ def test_so_is_one_that_has_frozen_a_part_of_itself(door: LedgerDoor) -> None:
 
 
 @pytest.mark.usefixtures("containerd")
+def test_of_one_that_has_made_thousands_of_cgroups_they_go_as_time_allows(
+    door: LedgerDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = door.run("c1", SLEEP)
+    for number in range(2500):
+        (hierarchies()[0] / door.cgroup_parent / f"c1/{number}").mkdir()
+    door.kill_shim()
+    os.kill(init, signal.SIGKILL)
+    eventually(lambda: not any((path / "cgroup.procs").read_text() for path in door.cgroups()))
+    monkeypatch.setattr(sweep, "END_S", 0.1)
+    left = door.collect()
+    assert all("c1 has more cgroups in it than could be removed" in failure for failure in left.failures)
+    monkeypatch.undo()
+    assert door.collect().leaks == []
+    assert door.cgroups() == []
+
+
+@pytest.mark.usefixtures("containerd")
 def test_a_create_that_was_cut_short_is_said_to_be_one(door: LedgerDoor) -> None:
     door.cut_short(door.bundle("c1", SLEEP))
     eventually(lambda: kinds(door.look()) == ["cgroup", "socket", "state", "state"])
