@@ -104,7 +104,10 @@ def unit(part: Part) -> None:
 
 def e2e(part: Part) -> None:
     """The end-to-end tests, which need root."""
-    part.command(VENV / "bin" / "python", "-m", "pytest", "-q", "tests/e2e", "--durations=5")
+    python = VENV / "bin" / "python"
+    part.command(
+        python, "-m", "tests.harness.init", python, "-m", "pytest", "-q", "tests/e2e", "--durations=15"
+    )
 
 
 def vm(part: Part) -> None:
