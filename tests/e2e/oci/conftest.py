@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,9 @@ import pytest
 
 from tests.harness import tools
 from tests.harness.bundles import Bundle
+from tests.harness.commands import in_files
 from tests.harness.paths import VENV
+from tests.harness.waiting import eventually
 
 GRACE_S = 30.0
 MANOR, RUNC = "manor-oci", "runc"
@@ -105,29 +106,20 @@ class Oci:
         timeout_s: float = 60,
     ) -> Done:
         """The same for a whole command line."""
-        with (
-            tempfile.TemporaryFile() as given,
-            tempfile.TemporaryFile() as out,
-            tempfile.TemporaryFile() as err,
-        ):
-            given.write(stdin or b"")
-            given.seek(0)
-            done = subprocess.run(
-                words,
-                stdin=given,
-                stdout=out,
-                stderr=err,
-                cwd=cwd or self.directory,
-                env={**self.environment(), **(env or {})},
-                pass_fds=pass_fds,
-                timeout=timeout_s,
-                check=False,
-            )
-            texts = []
-            for stream in (out, err):
-                stream.seek(0)
-                texts.append(stream.read().decode(errors="replace"))
-        return Done(done.returncode, *texts)
+        environment = {**self.environment(), **(env or {})}
+        place = cwd or self.directory
+        done = Done(*in_files(words, stdin or b"", timeout_s, cwd=place, env=environment, pass_fds=pass_fds))
+        if self.name == RUNC and not {"start", "-d", "--detach"}.isdisjoint(words):
+            self._await_programs()
+        return done
+
+    def _await_programs(self) -> None:
+        """runc says that a container is started a moment before it is its program."""
+        init = f"{self.program}\0init\0".encode()
+        for path in self.root.glob("*/state.json"):
+            if not (path.parent / "exec.fifo").exists():
+                pid = json.loads(path.read_bytes())["init_process_pid"]
+                _await_other_command_line(pid, init)
 
     def ok(self, *arguments: str | Path, **how: Any) -> str:
         """What it printed, if it succeeded."""
@@ -207,6 +199,17 @@ class Oci:
             for directory in self.root.iterdir():
                 if directory.name[0] not in ".@":
                     self("delete", "--force", directory.name)
+
+
+def _await_other_command_line(pid: int, than: bytes) -> None:
+    eventually(lambda: _command_line(pid) != than)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def cgroup_mounts() -> list[Path]:

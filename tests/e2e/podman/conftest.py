@@ -13,7 +13,6 @@ import pty
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import images, instances, tools
+from tests.harness.commands import in_files
 from tests.harness.instances import Instance
 from tests.harness.paths import VENV
 
@@ -170,21 +170,8 @@ class Podman:
 
     def __call__(self, *arguments: str, timeout_s: float = 60) -> Done:
         """Run a command to its end; its output goes to files, as what it leaves running keeps them open."""
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            done = subprocess.run(
-                self.words(*arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=self.machine.environment(),
-                timeout=timeout_s,
-                check=False,
-            )
-            texts = []
-            for stream in (out, err):
-                stream.seek(0)
-                texts.append(stream.read().decode(errors="replace"))
-        return Done(done.returncode, *texts)
+        words, environment = self.words(*arguments), self.machine.environment()
+        return Done(*in_files(words, limit_s=timeout_s, env=environment))
 
     def ok(self, *arguments: str) -> str:
         """What it printed, if it succeeded."""

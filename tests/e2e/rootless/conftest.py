@@ -17,6 +17,7 @@ from runtime.linux import constants as c
 from runtime.linux.process import unshare
 from tests.e2e.cgroups.yard import until
 from tests.e2e.oci.conftest import Done, Oci, oci, programs, pytest_collection_modifyitems
+from tests.harness.commands import in_files
 from tests.unit.runtime.forked import in_child
 
 if TYPE_CHECKING:
@@ -170,22 +171,7 @@ class Scene:
         environment |= {"XDG_RUNTIME_DIR": str(self.oci.root), "HOME": "/"}
 
         def work() -> list[Any]:
-            with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-                done = subprocess.run(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    cwd=cwd or "/",
-                    env=environment,
-                    timeout=60,
-                    check=False,
-                )
-                texts = []
-                for stream in (out, err):
-                    stream.seek(0)
-                    texts.append(stream.read().decode(errors="replace"))
-            return [done.returncode, *texts]
+            return list(in_files(words, cwd=cwd or "/", env=environment))
 
         return Done(*self.account.run(work))
 
