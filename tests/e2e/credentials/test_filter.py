@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import random
@@ -121,8 +122,12 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.cache
 def disagreements(ours: bytes, theirs: bytes) -> list[tuple[int, int, tuple[int, ...]]]:
-    """System calls (architecture, number, arguments) that the two filters answer differently."""
+    """System calls (architecture, number, arguments) that the two filters answer differently.
+
+    The same are tried for the same filters, which are those of every way that a container is made in: asked once.
+    """
     generator = random.Random(1)
     interesting = [
         0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 
 _INSTRUCTION = struct.Struct("HBBI")
@@ -23,11 +24,16 @@ def traces(number: int) -> int:
     return 0x7FF00000 | number
 
 
+@functools.lru_cache(maxsize=8)
+def _decoded(program: bytes) -> list[tuple[int, int, int, int]]:
+    return list(_INSTRUCTION.iter_unpack(program))
+
+
 def verdict(program: bytes, architecture: int, number: int, *arguments: int) -> int:
     """What the filter `program` says to a system call."""
     padded = (*arguments, *(0,) * (6 - len(arguments)))
     data = _DATA.pack(number & _WORD, architecture, 0, *padded)
-    instructions = list(_INSTRUCTION.iter_unpack(program))
+    instructions = _decoded(program)
     accumulator, position = 0, 0
     while True:
         code, if_true, if_false, operand = instructions[position]
