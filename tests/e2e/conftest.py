@@ -20,8 +20,14 @@ from tests.harness.crictl import Crictl
 from tests.harness.every_test import no_test_hangs, no_thread_is_left
 from tests.harness.paths import VENV
 from tests.harness.registry import BUSYBOX, Registry
+from tests.harness.seconds import pytest_runtest_logreport, pytest_terminal_summary
 
-__all__ = ["no_test_hangs", "no_thread_is_left"]  # fixtures of every test
+__all__ = [
+    "no_test_hangs",  # fixtures of every test
+    "no_thread_is_left",
+    "pytest_runtest_logreport",
+    "pytest_terminal_summary",
+]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
