@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 
 from manor import ledger
 from manor.belongings import Claims, cgroup_of, group_of, mounts_of, users_of
@@ -28,6 +27,7 @@ from shim import daemon
 
 GRACE_S = 5.0
 MOST_USERS = 16  # that are named
+_MOST_BYTES = 1 << 20  # of an environment: a process may say that its own lies anywhere
 
 PROCESS, MOUNT, CGROUP, UNIT = "process", "mount", "cgroup", "unit"
 RESCTRL, SOCKET, LOCK, STATE = "resctrl", "socket", "lock", "state"
@@ -200,7 +200,8 @@ def _is_beside_us(pid: int) -> bool:
 def _is_of(pid: int, run_dir: str) -> bool:
     """Whether a process has its environment from a warden of that directory, or nobody can tell."""
     try:
-        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            entries = file.read(_MOST_BYTES).split(b"\0")
     except OSError:
         return True
     environ = dict(os.fsdecode(each).partition("=")[::2] for each in entries)

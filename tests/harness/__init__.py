@@ -6,6 +6,7 @@ What a machine needs, and what is run on it:
     tools venv          what a bare machine lacks: programs by version, Python environments
     check soak          `make test` and its parts; `make soak`, the long checks
     init                a parent that reaps, for all that a run of tests leaves without one
+    seconds             how long the tests of each directory took
     commands            programs that are run to their end, which is seen at once
     measured            what those have measured
     every_test          what holds for every test: a deadline, and no thread left behind

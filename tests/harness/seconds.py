@@ -5,11 +5,12 @@ Its hooks are imported by a conftest.py, which has them for all tests below it.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from operator import itemgetter
 
 import pytest
 
-_seconds: Counter[str] = Counter()
+_seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
 
 
@@ -23,5 +24,5 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """One line each, the longest first."""
     terminalreporter.section("seconds of each directory")
-    for directory, seconds in _seconds.most_common():
+    for directory, seconds in sorted(_seconds.items(), key=itemgetter(1), reverse=True):
         terminalreporter.line(f"{seconds:8.1f}s {_tests[directory]:5} tests  {directory}")

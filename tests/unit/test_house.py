@@ -73,9 +73,7 @@ HEAVY = (
 # a shim has after it has worked is held by tests/e2e/footprint, to 5 MB.
 WARDEN_ANONYMOUS_MB = 5.0
 WARDEN_IMAGE_MB = 6.0  # what has been imported, which all shims of a node share
-SYSTEMD_IMAGE_MB = (
-    2.75  # more of it where systemd makes the cgroups; a few names more may take 0.25, as tables double
-)
+SYSTEMD_IMAGE_MB = 2.5  # more of it where systemd makes the cgroups
 # More still where typing and what else a library of D-Bus wants are compiled while they are loaded: Debian's own
 # CPython 3.11.2 has none of its library compiled by -OO; the image has 9.4 to 9.8 MB with systemd's part, 4.5 without.
 UNCOMPILED_MB = 2.0
