@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -113,20 +110,3 @@ def test_where_there_is_no_pod_it_is_said_where_none_is(
     assert ps.main(["--run-dir", str(tmp_path), "--json"]) == 0
     told = capsys.readouterr()
     assert (told.out, told.err) == ("[]\n", "")
-
-
-@pytest.mark.parametrize("verb", [["ps"], ["ps", "--json"], ["leaks", "--grace", "0", "--json"]])
-def test_a_reader_that_leaves_early_ends_it_quietly(run_dir: Path, verb: list[str]) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "manor", *verb, "--run-dir", str(run_dir)],
-            cwd=Path(__file__).parents[3],
-            stdout=writer,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-    finally:
-        os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -104,22 +101,3 @@ def test_nothing_to_show_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_an_unknown_verb_is_refused_with_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dance"]) == 2
     assert "demo" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("count", [1, 2000], ids=["within a buffer", "beyond it"])
-def test_a_reader_that_leaves_early_ends_it_quietly(tmp_path: Path, count: int) -> None:
-    file = tmp_path / "spans.jsonl"
-    file.write_text("".join(line(raw("one", 0, 1, of=str(number))) for number in range(count)))
-    reader, writer = os.pipe()
-    os.close(reader)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "manor", "trace", "--all", "--file", str(file)],
-            cwd=Path(__file__).parents[3],
-            stdout=writer,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-    finally:
-        os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")

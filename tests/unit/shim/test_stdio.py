@@ -81,6 +81,21 @@ def interrupted_after(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def fill(loop: Loop, fd: int) -> bytearray:
+    """Write until nothing more is taken, by the reader of what is passed on either; what was written."""
+    os.set_blocking(fd, False)
+    sent, quiet = bytearray(), 0
+    while quiet < 3:
+        try:
+            block = os.urandom(4096)
+            sent += block[: os.write(fd, block)]
+            quiet = 0
+        except BlockingIOError:
+            settle(loop, 0.02)
+            quiet += 1
+    return sent
+
+
 def read_now(fd: int) -> bytes | None:
     """What is there; b"" at the end, None for nothing yet."""
     try:
@@ -152,17 +167,7 @@ def test_a_slow_reader_stops_the_writer_and_nothing_is_buffered_or_lost(loop: Lo
     io = drive(loop, open_pipes(loop, client.streams))
     child = Child(io)
     io.attach(None)
-    os.set_blocking(child.stdout, False)
-    sent = bytearray()
-    block = os.urandom(4096)
-    quiet = 0
-    while quiet < 3:  # until both pipes are full
-        try:
-            sent += block[: os.write(child.stdout, block)]
-            quiet = 0
-        except BlockingIOError:
-            settle(loop, 0.02)
-            quiet += 1
+    sent = fill(loop, child.stdout)
     assert len(sent) < 300_000
     received = bytearray()
     child_open = True
@@ -350,17 +355,7 @@ def test_a_slow_reader_gets_all_that_was_written_before_the_end_of_the_drain(
     io = drive(loop, open_pipes(loop, client.streams))
     child = Child(io)
     io.attach(None)
-    os.set_blocking(child.stdout, False)
-    sent = bytearray()
-    quiet = 0
-    while quiet < 3:  # until both pipes are full
-        try:
-            block = os.urandom(1000)
-            sent += block[: os.write(child.stdout, block)]
-            quiet = 0
-        except BlockingIOError:
-            settle(loop, 0.02)
-            quiet += 1
+    sent = fill(loop, child.stdout)
     io.process_ended()
     settle(loop, 0.2)
     assert not io.drained.done
@@ -417,19 +412,6 @@ def test_what_is_taken_out_of_the_pipe_again_is_not_waited_for(
     io.close()
     child.close()
     client.close()
-
-
-def fill(loop: Loop, fd: int) -> None:
-    """Write until nothing more is taken, by the reader of what is passed on either."""
-    os.set_blocking(fd, False)
-    quiet = 0
-    while quiet < 3:
-        try:
-            os.write(fd, bytes(4096))
-            quiet = 0
-        except BlockingIOError:
-            settle(loop)
-            quiet += 1
 
 
 def test_a_fifo_uri_is_a_path(loop: Loop, tmp_path: Path) -> None:
