@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,26 @@ def eventually(condition: Callable[[], object], what: object = "", limit_s: floa
     while not condition():
         assert time.monotonic() < deadline, what or condition
         time.sleep(0.01)
+
+
+def remove_cgroup(cgroup: Path) -> None:
+    """rmdir(2) it as soon as nobody is in it any more, if it is there.
+
+    Whoever has ended stands in no cgroup.procs, and keeps it busy (EBUSY) until reaped.
+    """
+    eventually(lambda: _is_removed(cgroup), f"{cgroup} is busy")
+
+
+def _is_removed(cgroup: Path) -> bool:
+    try:
+        cgroup.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def catches(pid: int, signum: int) -> bool:

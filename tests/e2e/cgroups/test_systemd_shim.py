@@ -26,7 +26,8 @@ from shim.api.runtime_info import RuntimeInfo
 from shim.api.types import Any as Packed
 from shim.api.types import pack
 from shim.ttrpc.status import RpcError
-from tests.e2e.shim.door import Door, eventually
+from tests.e2e.shim.door import Door
+from tests.harness.waiting import eventually
 
 if not booted_with_systemd():
     pytest.skip("this machine was not booted with systemd", allow_module_level=True)

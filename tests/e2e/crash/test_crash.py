@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Node
-from tests.e2e.shim.door import eventually
 from tests.harness import handlers, leaks
 from tests.harness.crictl import Crictl
+from tests.harness.waiting import eventually
 
 
 def tidy_after_the_reference(node: Node, handler: str, inits: list[int]) -> None:

@@ -23,11 +23,12 @@ from shim.api import task
 from shim.api.types import Any
 from tests.e2e.conftest import Node
 from tests.e2e.execs.lane import CONTAINER, LIMIT_S, Lane, Noise, size
-from tests.e2e.shim.door import Door, eventually
+from tests.e2e.shim.door import Door
 from tests.harness import measured
 from tests.harness.crictl import Crictl
 from tests.harness.instances import hierarchies
 from tests.harness.processes import children, memory_kb
+from tests.harness.waiting import eventually
 
 EXECS = int(os.environ.get("MANOR_EXECS", "250"))
 CRI_EXECS = min(EXECS // 10, 2000)

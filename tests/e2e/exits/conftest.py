@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.shim.door import Door, eventually, opened
+from tests.e2e.shim.door import Door, opened
+from tests.harness.waiting import eventually
 
 LIMIT_S = 60
 

@@ -18,9 +18,10 @@ from shim.api import task, types
 from shim.api.codec import decode
 from tests.e2e.conftest import Node
 from tests.e2e.exits.conftest import LIMIT_S, is_alive, journal_directory, killed_between_record_and_event
-from tests.e2e.shim.door import Door, eventually
+from tests.e2e.shim.door import Door
 from tests.harness.bundles import make_rootfs
 from tests.harness.paths import SHIM
+from tests.harness.waiting import eventually
 
 POD = {"io.kubernetes.cri.sandbox-id": "pod1"}
 ENDS_WITH_3 = ["sh", "-c", "trap 'exit 3' TERM; echo ready >/ready; while :; do sleep 0.05; done"]

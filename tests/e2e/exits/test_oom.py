@@ -18,9 +18,10 @@ from shim.api import metrics_v1, metrics_v2, task
 from shim.api.codec import decode
 from tests.e2e.conftest import Node
 from tests.e2e.exits.conftest import LIMIT_S, journal_directory
-from tests.e2e.shim.door import Door, eventually
+from tests.e2e.shim.door import Door
 from tests.harness.crictl import Crictl
 from tests.harness.instances import hierarchies
+from tests.harness.waiting import eventually
 
 KILLS = int(os.environ.get("MANOR_OOM_KILLS", "3"))
 SEED = int(os.environ.get("MANOR_SEED", "1"))

@@ -19,8 +19,9 @@ from manor.sweep import Sweep
 from runtime.cgroups.layout import detect_layout
 from shim.api import task
 from shim.api.codec import encode
-from tests.e2e.shim.door import Door, Events, eventually, opened
+from tests.e2e.shim.door import Door, Events, opened, room_in
 from tests.harness.bundles import Bundle
+from tests.harness.waiting import eventually
 
 
 class LedgerDoor(Door):
@@ -102,7 +103,7 @@ def _has_warden(door: Door) -> bool:
 @pytest.fixture
 def door(world: Door) -> Iterator[LedgerDoor]:
     """A node without pods; a test starts their shims."""
-    made = LedgerDoor(world, world.directory / secrets.token_hex(2))
+    made = LedgerDoor(world, room_in(world))
     try:
         yield made
     finally:

@@ -20,8 +20,9 @@ from shim import deed
 from shim.api import task
 from shim.api.codec import decode
 from tests.e2e.leaks.conftest import LedgerDoor, alive, kinds
-from tests.e2e.shim.door import Door, eventually, overlay
+from tests.e2e.shim.door import Door, overlay
 from tests.harness.instances import hierarchies
+from tests.harness.waiting import eventually, remove_cgroup
 
 SLEEP = ["sleep", "1000"]
 ALL = ["cgroup", "mount", "process", "socket", "state", "state"]
@@ -229,7 +230,7 @@ def test_a_cgroup_that_was_made_anew_is_somebody_elses(dead: LedgerDoor) -> None
     eventually(lambda: not alive(init))
     cgroups = dead.cgroups()
     for each in cgroups:
-        eventually(lambda each=each: each.rmdir() is None if each.exists() else True)  # type: ignore[misc]
+        remove_cgroup(each)
     for each in cgroups:
         each.mkdir()
     assert kinds(dead.look()) == ["mount", "socket", "state", "state"]

@@ -10,8 +10,8 @@ import pytest
 from runtime import state
 from shim.api import task
 from tests.e2e.leaks.conftest import LedgerDoor
-from tests.e2e.shim.door import eventually
 from tests.harness.bundles import Bundle
+from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("containerd")
 

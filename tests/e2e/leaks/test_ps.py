@@ -16,7 +16,7 @@ from manor.ps import Row
 from shim.api import task
 from shim.ttrpc.client import Client
 from tests.e2e.leaks.conftest import LedgerDoor
-from tests.e2e.shim.door import eventually
+from tests.harness.waiting import eventually
 
 SLEEP = ["sleep", "1000"]
 

@@ -20,7 +20,7 @@ from runtime.linux import procstat
 from shim import deed
 from tests.e2e.leaks.conftest import LedgerDoor, alive, kinds
 from tests.e2e.leaks.test_leaks import SLEEP, dead, init_of
-from tests.e2e.shim.door import eventually
+from tests.harness.waiting import eventually, remove_cgroup
 
 __all__ = ["dead"]
 
@@ -356,7 +356,7 @@ def test_a_cgroup_of_which_a_part_was_made_anew_keeps_that_part(dead: LedgerDoor
     end_init(dead)
     cgroups = dead.cgroups()
     for each in cgroups[::2]:
-        eventually(lambda each=each: each.rmdir() is None if each.exists() else True)  # type: ignore[misc]
+        remove_cgroup(each)
         each.mkdir()
     assert dead.collect().leaks == []
     assert dead.cgroups() == cgroups[::2]

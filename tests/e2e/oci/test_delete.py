@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.oci.conftest import Oci, cgroup_directories
+from tests.harness.waiting import remove_cgroup
 
 
 def test_a_stopped_container_goes_with_its_cgroups_and_its_state(oci: Oci) -> None:
@@ -79,7 +80,7 @@ def test_force_removes_a_damaged_state_with_a_warning(oci: Oci) -> None:
     assert not (oci.root / name).exists()
     for place in places:  # what cgroup it had was in the state
         for below in sorted(place.glob("**/"), reverse=True):
-            below.rmdir()
+            remove_cgroup(below)
 
 
 def test_two_deletes_at_once_remove_it_once(oci: Oci) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.oci.conftest import Oci, cgroup_directories
 from tests.harness.bundles import Bundle
+from tests.harness.waiting import remove_cgroup
 
 
 def _process(oci: Oci, *args: str, **changes: Any) -> Path:
@@ -285,13 +286,7 @@ def test_it_can_join_a_cgroup_below(oci: Oci) -> None:
     assert (place / "sub/cgroup.procs").read_text().split() == [pid_file.read_text()]
     oci.ok("kill", name, "KILL")
     oci.await_status(name, "stopped")
-    deadline = time.monotonic() + 60
-    while (place / "sub").exists():
-        try:
-            (place / "sub").rmdir()
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+    remove_cgroup(place / "sub")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -9,8 +9,9 @@ import pytest
 from shim.api import task
 from tests.e2e.orphans.reaping import CONTAINER, Reaping
 from tests.e2e.sandbox.conftest import PodDoor, door, netns, world
-from tests.e2e.shim.door import Door, eventually, opened
+from tests.e2e.shim.door import Door, opened
 from tests.harness.processes import children
+from tests.harness.waiting import eventually
 
 __all__ = ["door", "netns", "world"]  # fixtures of a pod without a pause process
 

@@ -6,9 +6,10 @@ import os
 import signal
 import time
 
-from tests.e2e.shim.door import Door, eventually
+from tests.e2e.shim.door import Door
 from tests.harness.beside import Beside
 from tests.harness.processes import children, is_zombie
+from tests.harness.waiting import eventually
 
 CONTAINER = "c1"
 LIMIT_S = 120

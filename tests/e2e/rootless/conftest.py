@@ -15,9 +15,9 @@ import pytest
 from runtime.cgroups.layout import UNIFIED, detect_layout
 from runtime.linux import constants as c
 from runtime.linux.process import unshare
-from tests.e2e.cgroups.yard import until
 from tests.e2e.oci.conftest import Done, Oci, oci, programs, pytest_collection_modifyitems
 from tests.harness.commands import in_files
+from tests.harness.waiting import remove_cgroup
 from tests.unit.runtime.forked import in_child
 
 if TYPE_CHECKING:
@@ -143,8 +143,7 @@ class Delegated:
     def remove(self) -> None:
         """Take it away; whatever is left in it is an error."""
         for caller in self.callers:
-            until(lambda caller=caller: not (caller / "cgroup.procs").read_text())
-            caller.rmdir()
+            remove_cgroup(caller)
             caller.parent.rmdir()
 
 

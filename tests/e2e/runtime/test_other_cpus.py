@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from runtime.errors import StageError
+from tests.harness.waiting import remove_cgroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def confined_to_cpu_0(runner: Runner) -> Iterator[Callable[[], None]]:
         (directory / "cgroup.procs").write_text("0")
 
     yield confine
-    directory.rmdir()
+    remove_cgroup(directory)
 
 
 def with_cpus(config: dict[str, Any]) -> None:

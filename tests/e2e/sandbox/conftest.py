@@ -24,7 +24,7 @@ from shim.api.pod_config import (
 from shim.api.types import Empty, pack
 from shim.bootstrap import pod_name
 from shim.ttrpc.client import Client
-from tests.e2e.shim.door import NAMESPACE, TIMEOUT_S, Door, Events, opened
+from tests.e2e.shim.door import NAMESPACE, TIMEOUT_S, Door, Events, opened, room_in
 from tests.harness.handlers import MANOR_PODS
 
 POD = "p1"
@@ -142,8 +142,7 @@ def world() -> Iterator[Door]:
 @pytest.fixture
 def door(world: Door) -> Iterator[PodDoor]:
     """A shim that waits for the pod it is to hold."""
-    directory = world.directory / secrets.token_hex(2)
-    made = PodDoor(world, directory)
+    made = PodDoor(world, room_in(world))
     try:
         yield made
     finally:

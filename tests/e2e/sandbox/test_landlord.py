@@ -12,7 +12,7 @@ from shim.api import sandbox, task
 from shim.api.codec import decode
 from shim.ttrpc.status import RpcError
 from tests.e2e.sandbox.conftest import POD, PodDoor, namespace
-from tests.e2e.shim.door import eventually
+from tests.harness.waiting import eventually
 
 EVERYTHING = ("network", "ipc", "uts", "pid")
 
@@ -63,7 +63,7 @@ def test_the_landlord_reaps_orphans_and_ignores_what_a_tenant_sends(door: PodDoo
         "i=0; while [ $i -lt 50 ]; do (sh -c 'sleep 0 & :' &); i=$((i+1)); done; kill -TERM 1; kill -INT 1"
     )
     init = door.tenant("c1", ["sh", "-c", f"{orphans}; exec sleep 1000"], landlord, *EVERYTHING)
-    eventually(lambda: Path(f"/proc/{init}/cmdline").read_bytes() == b"sleep\x001000\0", 30)
+    eventually(lambda: Path(f"/proc/{init}/cmdline").read_bytes() == b"sleep\x001000\0")
     tree = namespace(landlord, "pid")
 
     def inside() -> list[tuple[int, str]]:
@@ -76,7 +76,7 @@ def test_the_landlord_reaps_orphans_and_ignores_what_a_tenant_sends(door: PodDoo
                 continue  # it has just ended
         return found
 
-    eventually(lambda: len(inside()) == 2, 30)
+    eventually(lambda: len(inside()) == 2)
     assert set(dict(inside())) == {landlord, init}
 
 

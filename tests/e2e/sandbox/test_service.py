@@ -24,7 +24,8 @@ from shim.ttrpc.client import Client
 from shim.ttrpc.status import RpcError
 from tests.e2e.leaks.conftest import alive
 from tests.e2e.sandbox.conftest import POD, PodDoor, namespace
-from tests.e2e.shim.door import TIMEOUT_S, eventually, opened
+from tests.e2e.shim.door import TIMEOUT_S, opened
+from tests.harness.waiting import eventually
 
 SHARED = ("network", "ipc", "uts")
 

@@ -7,6 +7,7 @@ Everything has the name of one test: a directory, a run directory with a warden 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -15,8 +16,7 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any as Json
@@ -31,17 +31,11 @@ from shim.ttrpc.connection import Call, ServerConnection
 from tests.harness.bundles import Bundle, make_rootfs
 from tests.harness.instances import hierarchies
 from tests.harness.paths import SHIM, scratch_dir
+from tests.harness.waiting import eventually
 
 NAMESPACE = "test"
 TIMEOUT_S = 60
-
-
-def eventually(condition: Callable[[], object], limit_s: float = 60) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+_ROOMS = itertools.count(1)
 
 
 class Events:
@@ -340,6 +334,11 @@ class Door(Calls):
             except OSError:
                 return False
         return True
+
+
+def room_in(world: Door) -> Path:
+    """Where the next node that shares the world's warden has its files: a short path, which sockets need."""
+    return world.directory / str(next(_ROOMS))
 
 
 def overlay(directory: Path, layers: int = 1) -> list[Mount]:

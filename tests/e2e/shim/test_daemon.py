@@ -18,8 +18,9 @@ from shim.api import task
 from shim.api.codec import decode, encode
 from shim.api.options import Options
 from shim.api.types import pack
-from tests.e2e.shim.door import Door, eventually, overlay
+from tests.e2e.shim.door import Door, overlay
 from tests.harness.instances import hierarchies
+from tests.harness.waiting import eventually
 
 POD = {"io.kubernetes.cri.sandbox-id": "pod1"}
 SLEEP = ["sleep", "1000"]

@@ -17,8 +17,9 @@ from shim.api.options import RuntimeOptions
 from shim.api.types import pack
 from shim.ttrpc.status import RpcError
 from tests.e2e.cgroups.hugetlb import landlord_moved_away
-from tests.e2e.shim.door import Door, eventually, opened
+from tests.e2e.shim.door import Door, opened
 from tests.harness.instances import unified_hierarchy
+from tests.harness.waiting import eventually, remove_cgroup
 
 # A tree with all that a process can do to get away: a session of its own, and a parent that has ended. It says when
 # all of it is there.
@@ -198,7 +199,7 @@ def test_a_process_that_was_moved_elsewhere_is_killed_with_what_came_of_it(door:
     kill_exec(door, "e1")
     finish(door, "e1", 137)
     eventually(lambda: sleepers(door) == set() and not leaf.exists())
-    (own(door) / "elsewhere").rmdir()
+    remove_cgroup(own(door) / "elsewhere")
 
 
 def test_a_leaf_in_the_place_of_which_another_was_put_keeps_nobody_alive(door: Door) -> None:
@@ -216,16 +217,7 @@ def test_a_leaf_in_the_place_of_which_another_was_put_keeps_nobody_alive(door: D
     kill_exec(door, "e1")
     finish(door, "e1", 137)
     eventually(lambda: sleepers(door) == set())
-    # That one is the container's own. It is gone if all in it had ended before the exec, and stays if not.
-    eventually(lambda: not leaf.exists() or _is_removed(leaf))
-
-
-def _is_removed(cgroup: Path) -> bool:
-    try:
-        cgroup.rmdir()
-    except OSError:
-        return False  # somebody in it is still on the way out
-    return True
+    remove_cgroup(leaf)  # the container's own: gone if all in it had ended before the exec, and stays if not
 
 
 def test_a_leaf_that_was_made_one_of_threads_keeps_nobody_alive(door: Door) -> None:

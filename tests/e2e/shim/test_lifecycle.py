@@ -18,9 +18,9 @@ from shim.api.types import Any, Mount
 from shim.ttrpc import status
 from shim.ttrpc.client import Client
 from shim.ttrpc.status import RpcError
-from tests.e2e.shim.door import Calls, Door, eventually, overlay
+from tests.e2e.shim.door import Calls, Door, overlay
 from tests.harness.bundles import make_rootfs
-from tests.harness.waiting import catches
+from tests.harness.waiting import catches, eventually
 
 
 def clear(root: Path) -> None:

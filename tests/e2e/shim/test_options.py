@@ -17,7 +17,8 @@ from shim.api.message import Message
 from shim.api.options import Options, RuntimeOptions
 from shim.api.types import Empty, pack
 from shim.ttrpc.status import RpcError
-from tests.e2e.shim.door import Door, eventually, opened
+from tests.e2e.shim.door import Door, opened
+from tests.harness.waiting import eventually
 
 SLEEP = ["sleep", "1000"]
 
@@ -33,7 +34,7 @@ def world() -> Iterator[Door]:
 def door(world: Door) -> Iterator[Door]:
     yield world
     world.client.close()
-    eventually(lambda: (world.cgroups(), world.mounts(), world.state_directories()) == ([], [], []), 30)
+    eventually(lambda: (world.cgroups(), world.mounts(), world.state_directories()) == ([], [], []))
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_state_lies_below_the_root_that_is_asked_for_and_leaves_nothing_there(do
     (pod,) = root.iterdir()
     assert (pod / name / "state.json").exists()
     end_shim(door, name)
-    eventually(lambda: list(root.iterdir()) == [], 30)
+    eventually(lambda: list(root.iterdir()) == [])
 
 
 def test_delete_finds_a_killed_shims_state_below_another_root(door: Door, name: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from shim.api import task
-from tests.e2e.shim.door import Door, eventually
+from tests.e2e.shim.door import Door
+from tests.harness.waiting import eventually
 
 
 class Client:

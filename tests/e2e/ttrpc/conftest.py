@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import pytest
 
 from shim.api import task
-from tests.e2e.shim.door import Door, eventually, opened
+from tests.e2e.shim.door import Door, opened
 from tests.e2e.ttrpc.abuse import LIMIT_S, Bystander, Growth
 from tests.harness import measured
+from tests.harness.waiting import eventually
 
 CONTAINER = "c1"
 

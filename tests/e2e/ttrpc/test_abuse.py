@@ -16,7 +16,7 @@ import pytest
 from shim.api import task
 from shim.api.codec import encode
 from shim.ttrpc.status import INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNIMPLEMENTED
-from tests.e2e.shim.door import Calls, eventually
+from tests.e2e.shim.door import Calls
 from tests.e2e.ttrpc.abuse import (
     CONNECT,
     DATA,
@@ -32,6 +32,7 @@ from tests.e2e.ttrpc.abuse import (
 )
 from tests.e2e.ttrpc.conftest import CONTAINER, Attacked
 from tests.harness.processes import cpu_seconds
+from tests.harness.waiting import eventually
 
 CONNECTIONS = int(os.environ.get("MANOR_CONNECTIONS", "1200"))
 SLOW_S = float(os.environ.get("MANOR_SLOW_S", "3"))

@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 
 from shim.api import task
-from tests.e2e.shim.door import Door, eventually, opened
+from tests.e2e.shim.door import Door, opened
 from tests.harness.bundles import Bundle
 from tests.harness.paths import VENV
+from tests.harness.waiting import eventually
 
 POD = {"io.kubernetes.cri.sandbox-id": "pod1"}
 NOBODY = 1 << 22  # no pid is as high

@@ -19,10 +19,11 @@ from shim.api import task
 from shim.api.codec import decode
 from shim.scribe import FILE
 from tests.e2e.exits.conftest import LIMIT_S, is_alive, killed_between_record_and_event
-from tests.e2e.shim.door import Door, eventually, overlay
+from tests.e2e.shim.door import Door, overlay
 from tests.e2e.shim.test_user_namespaces import BASE, MAP, mapped
 from tests.e2e.upgrade.conftest import Site
 from tests.harness.upgrades import EARLIER, IN_PLACE, LATER, NODE
+from tests.harness.waiting import eventually
 
 POD = {"io.kubernetes.cri.sandbox-id": "pod1"}
 SLEEP = ["sleep", "1000"]
