@@ -10,10 +10,15 @@ import pytest
 
 from tests.e2e.conftest import Node
 from tests.e2e.stdio.logs import entries
-from tests.harness.handlers import available
+from tests.harness.handlers import available, is_manor
 from tests.harness.registry import BUSYBOX
 
 SAY = "echo out; echo err >&2; exit 3"
+
+
+def words(handler: str) -> str:
+    """What the container says. On a busy machine containerd's own shim may lose what comes right before the end."""
+    return SAY if is_manor(handler) else SAY.replace("exit", "sleep 0.5; exit")
 
 
 def run(node: Node, handler: str, uri: str, *command: str) -> None:
@@ -38,7 +43,7 @@ def run(node: Node, handler: str, uri: str, *command: str) -> None:
 
 def test_a_file_gets_both_streams(node: Node, handler: str, tmp_path: Path) -> None:
     path = tmp_path / "some where" / "log"
-    run(node, handler, f"file://{str(path).replace(' ', '%20')}", "sh", "-c", SAY)
+    run(node, handler, f"file://{str(path).replace(' ', '%20')}", "sh", "-c", words(handler))
     assert sorted(path.read_text().splitlines()) == ["err", "out"]
 
 
@@ -52,7 +57,7 @@ def test_a_program_gets_both_streams(node: Node, handler: str, tmp_path: Path, s
         "echo $CONTAINER_NAMESPACE $# $1 > $2.who; cat <&4 > $2.err & cat <&3 > $2.out; wait\n"
     )
     program.chmod(0o755)
-    run(node, handler, f"{scheme}://{program}?to={tmp_path}/x", "sh", "-c", SAY)
+    run(node, handler, f"{scheme}://{program}?to={tmp_path}/x", "sh", "-c", words(handler))
     assert (tmp_path / "x.who").read_text() == "k8s.io 2 to\n"
     assert (tmp_path / "x.out").read_text() == "out\n"
     assert (tmp_path / "x.err").read_text() == "err\n"
