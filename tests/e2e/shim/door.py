@@ -308,8 +308,15 @@ class Door(Calls):
         for point in reversed(self.mounts()):
             subprocess.run(["umount", "-l", point], check=False, capture_output=True)
         eventually(self._remove_cgroups)
-        if self.address:
-            Path(self.address.removeprefix("unix://")).unlink(missing_ok=True)
+        for address in (self.address, *self._noted_addresses()):
+            if address:
+                Path(address.removeprefix("unix://")).unlink(missing_ok=True)
+
+    def _noted_addresses(self) -> Iterator[str]:
+        """Of every shim that was started here: one that was killed leaves its socket to `delete`."""
+        for note in (self.directory / "bundles").glob("*/address"):
+            if note.is_file():
+                yield note.read_text()
 
     def _processes(self) -> list[int]:
         """The warden and the shims: their command lines name our directory."""
