@@ -22,6 +22,7 @@ from runtime.linux.fds import close_all
 from runtime.namespaces import KINDS
 from shim import landlord, rootfs_mounts, stats
 from shim.api.types import Metric, timestamp
+from shim.container import DRAIN_TIMEOUT_S
 from shim.errors import failed_precondition
 from shim.exits import exit_code
 from shim.log import ERROR
@@ -148,12 +149,17 @@ class Sandbox:
         finally:
             self._mutex.release()
 
-    def dissolve(self) -> Steps[None]:
-        """Stop the pod and forget it, with the containers that nobody has deleted and nobody can any more."""
+    def dissolve(self, patience_s: float) -> Steps[None]:
+        """Stop the pod and forget it, with the containers that nobody has deleted and nobody can any more.
+
+        Clients that still read their output are waited for, `patience_s` for all of them together.
+        """
+        asked = time.monotonic()
         yield from self.stop(STOP_TIMEOUT_S)
+        deadline = min(asked + patience_s, time.monotonic() + DRAIN_TIMEOUT_S)
         for container in self._pod.containers():
             try:
-                yield from container.delete(container.init)
+                yield from container.delete(container.init, max(0.0, deadline - time.monotonic()))
             except Exception as error:
                 self._pod.log.write(ERROR, f"delete container {container.id}: {describe(error)}")
         if self._pod.sandbox is self:

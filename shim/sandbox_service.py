@@ -110,12 +110,10 @@ class SandboxService:
         self._find(request.sandbox_id)
         return api.PingResponse()
 
-    def shutdown(
-        self, request: api.ShutdownSandboxRequest, _call: Call
-    ) -> Steps[api.ShutdownSandboxResponse]:
+    def shutdown(self, request: api.ShutdownSandboxRequest, call: Call) -> Steps[api.ShutdownSandboxResponse]:
         """End the pod, whatever state it is in, and then the shim; also one whose create was refused."""
         if self._pod.sandbox is not None:
-            yield from self._find(request.sandbox_id).dissolve()
+            yield from self._find(request.sandbox_id).dissolve(call.patience_s())
         if not len(self._pod):
             self._pod.shutdown()
         return api.ShutdownSandboxResponse()

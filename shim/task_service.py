@@ -109,14 +109,14 @@ class TaskService:
         yield from container.delete(process, call.patience_s())
         return task.DeleteResponse(process.pid, process.exit_status, process.exited_at())
 
-    def shutdown(self, request: task.ShutdownRequest, _call: Call) -> Steps[Empty]:
+    def shutdown(self, request: task.ShutdownRequest, call: Call) -> Steps[Empty]:
         """End the shim, unless it has containers: containerd asks after each of a pod's.
 
         One that holds the pod itself is ended by ShutdownSandbox, or by the pod's own id: that of a leaked shim.
         """
         sandbox = self._pod.sandbox
         if sandbox is not None and request.id == sandbox.id:
-            yield from sandbox.dissolve()
+            yield from sandbox.dissolve(call.patience_s())
         if not len(self._pod) and self._pod.sandbox is None:
             self._pod.shutdown()
         return Empty()

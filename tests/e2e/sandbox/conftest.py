@@ -100,7 +100,7 @@ class PodDoor(Door):
         """ShutdownSandbox."""
         self.pod("ShutdownSandbox", sandbox.ShutdownSandboxRequest(POD))
 
-    def tenant(self, container_id: str, args: list[str], pid: int, *kinds: str) -> int:
+    def tenant(self, container_id: str, args: list[str], pid: int, *kinds: str, **streams: Json) -> int:
         """A running container of the pod, with namespaces named as containerd names them; its pid."""
         bundle = self.bundle(container_id, args)
         files = {"network": "net", "ipc": "ipc", "uts": "uts", "pid": "pid"}
@@ -110,7 +110,7 @@ class PodDoor(Door):
         if "uts" in kinds:
             bundle.config.pop("hostname", None)
         bundle.write()
-        found = self.create(container_id)
+        found = self.create(container_id, **streams)
         self.ask("Start", task.StartRequest(container_id))
         return found
 

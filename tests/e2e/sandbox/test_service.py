@@ -100,6 +100,25 @@ def test_shutdown_takes_everything_along_whatever_state_it_is_in(door: PodDoor, 
     assert not Path(door.address.removeprefix("unix://")).exists()
 
 
+def test_a_shutdown_waits_for_whoever_reads_no_longer_than_its_caller_does(door: PodDoor, netns: str) -> None:
+    """Two containers whose output nobody takes: they are given up together, and not one after the other."""
+    door.create_pod(netns_path=netns)
+    pid = door.start_pod()
+    ends = []
+    for name in ("c1", "c2"):
+        fifo = door.directory / name
+        os.mkfifo(fifo)
+        ends.append(os.open(fifo, os.O_RDWR))  # it has a reader, who does not read
+        init = door.tenant(name, ["sh", "-c", "while :; do echo y; done"], pid, "network", stdout=str(fifo))
+        eventually(lambda init=init: "pipe_write" in Path(f"/proc/{init}/wchan").read_text())  # type: ignore[misc]
+    shim = door.shim_pid()
+    door.pod("ShutdownSandbox", sandbox.ShutdownSandboxRequest(POD), timeout_s=8)
+    eventually(lambda: not Path(f"/proc/{shim}").exists())
+    assert door.left() == []
+    for end in ends:
+        os.close(end)
+
+
 def test_the_last_container_does_not_take_the_shim_along(door: PodDoor, netns: str) -> None:
     door.create_pod(netns_path=netns)
     pid = door.start_pod()
