@@ -105,6 +105,15 @@ def pod_directory(environ: Mapping[str, str], name: str) -> str:
     return f"{run_dir(environ)}/{PODS}/{name}"
 
 
+def _check_run_dir(request: StartRequest) -> None:
+    """SocketError for one that others may write to, and so put a pod's state there that is not ours.
+
+    A launcher that has reached a warden has looked already.
+    """
+    if request.origin.alone_because:
+        sockets.make_directory(run_dir(request.environ))
+
+
 # --- delete ----------------------------------------------------------------------------------------
 
 
@@ -112,6 +121,7 @@ def _delete(request: StartRequest, invocation: Invocation) -> None:
     """Clean up unless the pod's shim is alive, and answer how the container ended: it was killed, if nobody knows."""
     if not invocation.namespace or not invocation.id:
         raise InvalidArgument("delete: -namespace and -id are needed")
+    _check_run_dir(request)
     bundle = _path_of(request.cwd_fd)
     group = bootstrap.group_of(request.cwd_fd.fileno(), invocation.id)
     name = pod_name(invocation.address, invocation.namespace, group)
@@ -150,6 +160,7 @@ def _start(request: StartRequest, invocation: Invocation) -> None:
     """Answer with the address of the pod's shim, and be that shim if there is none."""
     wanted = read_bootstrap(invocation, request.environ, request.stdin.read())
     handler = read_handler(wanted.options)
+    _check_run_dir(request)
     group = bootstrap.group_of(request.cwd_fd.fileno(), wanted.id)
     name = pod_name(wanted.grpc_address, wanted.namespace, group)
     path = f"{wanted.socket_dir}/{name}"

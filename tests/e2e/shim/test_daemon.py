@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runtime.linux import procstat
-from shim import deed
+from shim import deed, install
 from shim.api import task
 from shim.api.codec import decode, encode
 from shim.api.options import Options
@@ -21,6 +21,7 @@ from shim.api.types import pack
 from tests.e2e.shim.door import Door, overlay
 from tests.harness.instances import hierarchies
 from tests.harness.waiting import eventually
+from tests.unit.shim.installed import make_code, own_shim
 
 POD = {"io.kubernetes.cri.sandbox-id": "pod1"}
 SLEEP = ["sleep", "1000"]
@@ -223,19 +224,34 @@ def test_a_start_that_fails_says_why_and_leaves_no_socket(door: Door) -> None:
     assert door.launch("delete", "c1").returncode == 0
 
 
-def test_a_shim_that_had_to_do_without_a_warden_says_so_in_containerds_log(door: Door) -> None:
+@pytest.mark.parametrize("action", ["start", "delete"])
+def test_a_run_directory_that_others_may_write_to_is_refused(door: Door, action: str) -> None:
+    """They could put a pod there whose record names what is theirs or the node's, for us to kill and to remove."""
+    door.bundle("c1", SLEEP)
+    door.run_dir.chmod(0o777)
+    done = door.launch(action, "c1")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert f"directory {door.run_dir}: others may write to it" in done.stderr.decode()
+    assert list(door.run_dir.iterdir()) == []
+
+
+def test_a_shim_that_had_to_do_without_a_warden_says_so_in_containerds_log(
+    door: Door, tmp_path: Path
+) -> None:
+    code = make_code(tmp_path / "code")
+    own_shim(code, START_S=0)
+    door.program = install.write_launcher(tmp_path, code)
     log = door.bundle("c1", SLEEP).path / "log"
     os.mkfifo(log)
     reader = os.open(log, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        door.run_dir.chmod(0o777)
         door.start("c1")
         eventually(lambda: select.select([reader], [], [], 1)[0])
         line = os.read(reader, 4096).decode()
     finally:
         os.close(reader)
     assert "level=warning" in line
-    assert f'msg="no warden (run directory {door.run_dir}: others may write to it): the shim ' in line
+    assert 'msg="no warden (no warden came up within 0 s): the shim ' in line
 
 
 @pytest.mark.parametrize("words", [["frobnicate"], [], ["-frob"]])
