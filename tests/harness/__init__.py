@@ -26,6 +26,7 @@ What came of it:
     instances           names, owners, and how everything of an instance is ended
     leaks               what exists on the machine that an instance answers for
     hot_code recording  which code runs in a shim, written down for its warden
+    mountinfo           what is mounted on the host
     opens processes     which files which processes open; what /proc says of one
     upgrades            an installation that is replaced by another version
     waiting beside      asking until it is true, with a deadline that no healthy machine meets; doing so in a thread

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.harness.mountinfo import mount_lines, mount_points
 from tests.harness.paths import scratch_dir
 
 MARK = "MANOR_INSTANCE"
@@ -214,11 +215,10 @@ class Instance:
 def hierarchies() -> list[Path]:
     """Where cgroup hierarchies are mounted, version 1 and 2."""
     found = []
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            if after.split()[0] in ("cgroup", "cgroup2"):
-                found.append(Path(before.split()[4]))
+    for line in mount_lines():
+        before, _, after = line.partition(" - ")
+        if after.split()[0] in ("cgroup", "cgroup2"):
+            found.append(Path(before.split(" ")[4]))
     return found
 
 
@@ -226,15 +226,6 @@ def unified_hierarchy() -> Path:
     """Where the version 2 hierarchy is mounted: /sys/fs/cgroup, or below it on a hybrid machine."""
     (found,) = {path for path in hierarchies() if (path / "cgroup.subtree_control").exists()}
     return found
-
-
-def mount_points(pid: str | int = "self") -> list[str]:
-    """All mount points in the mount namespace of `pid`, in the order of mountinfo."""
-    try:
-        with open(f"/proc/{pid}/mountinfo", encoding="utf-8") as file:
-            return [line.split()[4].replace("\\040", " ") for line in file]
-    except OSError:
-        return []
 
 
 def sweep() -> None:

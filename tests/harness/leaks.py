@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.harness import cni, instances
 from tests.harness.containerd import Containerd
 from tests.harness.instances import Instance
+from tests.harness.mountinfo import mount_points
 
 GRACE_S = 30.0
 # Directories below containerd's root and state that have one entry per pod, container or task.
@@ -186,7 +187,7 @@ def _machine() -> dict[str, frozenset[str]]:
     cgroups: Iterable[Path] = (entry for top in instances.hierarchies() for entry in top.iterdir())
     return {
         "link of the machine": frozenset(os.listdir("/sys/class/net")),
-        "mount of the machine": frozenset(point for point in instances.mount_points() if mine not in point),
+        "mount of the machine": frozenset(point for point in mount_points() if mine not in point),
         "cgroup of the machine": frozenset(
             str(path) for path in cgroups if path.is_dir() and mine not in str(path)
         ),

@@ -19,6 +19,7 @@ import pytest
 
 from runtime.cgroups.layout import detect_layout
 from tests.harness.bundles import make_rootfs
+from tests.harness.mountinfo import mounts_of
 from tests.unit.runtime.spec.hostile import Case, Raw, cases, odd_files, places, whole_config, with_value
 
 COUNT = int(os.environ.get("MANOR_HOSTILE_CASES", "300")) // 8
@@ -45,9 +46,7 @@ class Door:
     def inventory(self) -> set[str]:
         """State, mounts, cgroups and files that were not there before."""
         found = {str(path) for path in self.root.glob("*") if path.name != "@seccomp"}
-        found |= {
-            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.path) in line
-        }
+        found |= set(mounts_of(self.path))
         for hierarchy in detect_layout().hierarchies:
             for name in ("manor-tests/hostile", "hostile"):
                 path = Path(hierarchy.mountpoint) / name

@@ -21,6 +21,7 @@ import pytest
 from tests.harness import tools
 from tests.harness.bundles import Bundle
 from tests.harness.commands import in_files
+from tests.harness.mountinfo import mount_points, mounts_of
 from tests.harness.paths import VENV
 from tests.harness.waiting import eventually
 
@@ -214,8 +215,7 @@ def _command_line(pid: int) -> bytes:
 
 def cgroup_mounts() -> list[Path]:
     """Where the hierarchies are mounted."""
-    places = [Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [place for place in places if (place / "cgroup.procs").exists()]
+    return [place for place in map(Path, mount_points()) if (place / "cgroup.procs").exists()]
 
 
 def cgroup_directories(name: str = "*") -> list[Path]:
@@ -243,9 +243,7 @@ def inventory(oci: Oci) -> set[str]:
     """Everything that a test could leave behind."""
     mark = f"MANOR_OCI_TEST={oci.directory}".encode()
     found = {f"cgroup {path}" for path in cgroup_directories()}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        if str(oci.directory) in line:
-            found.add(f"mount {line}")
+    found |= {f"mount {line}" for line in mounts_of(oci.directory)}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue

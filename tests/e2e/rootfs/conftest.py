@@ -25,6 +25,7 @@ from runtime.spec.load import load_spec
 from runtime.stages.plan import DIRECT
 from tests.e2e.runtime.conftest import Runner, runner
 from tests.harness.bundles import Bundle
+from tests.harness.mountinfo import mounts_of
 from tests.harness.tools import RUNC_1, ToolError, program
 from tests.unit.runtime.forked import in_child
 
@@ -69,8 +70,7 @@ class Canary:
     def assert_untouched(self) -> None:
         """AssertionError if anything in it is new, gone or other than before, or if a mount was left there."""
         assert self._look() == self._before
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        assert [line for line in mounts if str(self.path.parent) in line] == []
+        assert mounts_of(self.path.parent) == []
 
 
 @pytest.fixture

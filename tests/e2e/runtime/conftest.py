@@ -23,6 +23,7 @@ from runtime.spec.load import load_process, load_spec
 from runtime.stages.plan import DIRECT, STAGED, Stdio
 from runtime.waiting import run
 from tests.harness.bundles import Bundle
+from tests.harness.mountinfo import mounts_of
 
 GRACE_S = 30.0
 
@@ -198,11 +199,7 @@ def _inventory(runner: Runner) -> set[str]:
     found = {f"fd {len(os.listdir('/proc/self/fd'))}"}
     for task in os.listdir("/proc/self/task"):
         found |= {f"child {pid}" for pid in Path(f"/proc/self/task/{task}/children").read_text().split()}
-    found |= {
-        line
-        for line in Path("/proc/self/mountinfo").read_text().splitlines()
-        if str(runner.directory) in line
-    }
+    found |= set(mounts_of(runner.directory))
     for hierarchy in runner.host.layout.hierarchies:
         ours = Path(hierarchy.mountpoint) / "manor-tests"
         found |= {f"cgroup {path}" for path in ours.glob(f"{os.getpid()}-*")}

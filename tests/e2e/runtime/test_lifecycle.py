@@ -30,6 +30,7 @@ from runtime.operations.start import start
 from runtime.state import load
 from runtime.waiting import run
 from tests.e2e.runtime.conftest import Pipes, _reap
+from tests.harness.mountinfo import mounts_of
 
 if TYPE_CHECKING:
     from tests.e2e.runtime.conftest import Runner
@@ -353,23 +354,17 @@ def test_the_mounts_of_a_container_in_the_hosts_mount_namespace_end_with_it(runn
         linux.pop("maskedPaths", None)
         linux.pop("readonlyPaths", None)
 
-    def ours() -> list[str]:
-        return [
-            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(container) in line
-        ]
-
     bundle = runner.bundle("no-such-command")
     on_the_host(bundle.config)
-    container = bundle.path
     with pytest.raises(ManorError, match="no-such-command"):
         runner.create(bundle)
-    assert ours() == []
+    assert mounts_of(bundle.path) == []
     bundle.config["process"]["args"] = ["sleep", "1000"]
     made = runner.create(bundle)
-    assert ours() != []
+    assert mounts_of(bundle.path) != []
     runner.stop(made)
     runner.delete(made)
-    assert ours() == []
+    assert mounts_of(bundle.path) == []
 
 
 def test_a_container_that_cannot_be_handed_over_is_gone(

@@ -26,6 +26,7 @@ from shim.bootstrap import pod_name
 from shim.ttrpc.client import Client
 from tests.e2e.shim.door import NAMESPACE, TIMEOUT_S, Door, Events, opened, room_in
 from tests.harness.handlers import MANOR_PODS
+from tests.harness.mountinfo import mount_points
 
 POD = "p1"
 
@@ -116,9 +117,7 @@ class PodDoor(Door):
 
     def mounts(self) -> list[str]:
         """Mount points of this pod's."""
-        with open("/proc/self/mountinfo", encoding="utf-8") as file:
-            points = [line.split()[4] for line in file]
-        return [point for point in points if point.startswith((f"{self.directory}/", f"{self.state}/"))]
+        return [each for each in mount_points() if each.startswith((f"{self.directory}/", f"{self.state}/"))]
 
     def left(self) -> list[str]:
         """What a pod would leave: mounts, cgroups, its files and its containers' state, but no notes of the shim's."""

@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.rootfs.conftest import Canary, canary
 from tests.harness.bundles import Bundle
+from tests.harness.mountinfo import mounts_of
 
 __all__ = ["Canary", "canary"]
 
@@ -88,8 +89,6 @@ def oci(tmp_path: Path) -> Iterator[Oci]:
     made = Oci(tmp_path)
     yield made
     made.clean()
-    assert [
-        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(tmp_path) in line
-    ] == []
+    assert mounts_of(tmp_path) == []
     assert not list(Path("/sys/fs/cgroup").glob(f"*/manor-tests/{os.getpid()}-*"))
     assert [path.name for path in made.root.glob("*") if not path.name.startswith("@")] == []

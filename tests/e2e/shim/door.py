@@ -30,6 +30,7 @@ from shim.ttrpc.client import Client
 from shim.ttrpc.connection import Call, ServerConnection
 from tests.harness.bundles import Bundle, make_rootfs
 from tests.harness.instances import hierarchies
+from tests.harness.mountinfo import mount_points
 from tests.harness.paths import SHIM, scratch_dir
 from tests.harness.waiting import eventually
 
@@ -280,8 +281,7 @@ class Door(Calls):
 
     def mounts(self) -> list[str]:
         """Mount points below this world's directory."""
-        with open("/proc/self/mountinfo", encoding="utf-8") as file:
-            return [point for line in file if (point := line.split()[4]).startswith(f"{self.directory}/")]
+        return [point for point in mount_points() if point.startswith(f"{self.directory}/")]
 
     def state_directories(self) -> list[str]:
         """What the shims have on disk."""

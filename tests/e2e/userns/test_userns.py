@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.harness.crictl import Crictl
+from tests.harness.mountinfo import mount_points
 from tests.harness.paths import scratch_dir
 
 pytestmark = pytest.mark.versions("2.3")
@@ -114,7 +115,6 @@ def test_nothing_of_a_layer_is_mounted_on_the_host(crictl: Crictl, container: st
     inspected = crictl.json("inspect", container)
     assert inspected["status"]["state"] == "CONTAINER_RUNNING"
     mine = str(crictl.node.instance.directory)
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        places = [place for line in file if (place := line.split()[4]).startswith(mine)]
+    places = [place for place in mount_points() if place.startswith(mine)]
     assert [place for place in places if "idmapped" in place] == []
     assert len([place for place in places if container in place]) == 1

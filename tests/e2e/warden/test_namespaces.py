@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.instances import hierarchies
 from tests.harness.waiting import remove_cgroup
 
 if TYPE_CHECKING:
@@ -46,12 +47,10 @@ def cgroups() -> Iterator[list[Path]]:
     """A cgroup in each hierarchy that is mounted, removed when the test is over."""
     name = f"manor-test-{secrets.token_hex(4)}"
     made = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _dash, after = line.partition(" - ")
-        if after.split()[0] in ("cgroup", "cgroup2"):
-            path = Path(before.split()[4], name)
-            path.mkdir()
-            made.append(path)
+    for top in hierarchies():
+        path = top / name
+        path.mkdir()
+        made.append(path)
     for path in made:
         if (path / "cpuset.cpus").exists() and not (path / "cpuset.cpus").read_text().strip():
             for file in ("cpuset.cpus", "cpuset.mems"):

@@ -11,6 +11,7 @@ from runtime.linux import constants as c
 from runtime.linux import mount as m
 from runtime.linux.fds import OwnedFd
 from runtime.linux.process import unshare
+from tests.harness.mountinfo import mounts_of
 from tests.unit.runtime.forked import enter_user_namespace, in_child, needs_user_namespaces
 
 if TYPE_CHECKING:
@@ -43,9 +44,7 @@ def test_a_new_file_system_is_made_detached_and_moved_to_its_place(tmp_path: Pat
             before = m.filesystem_magic(target)
             m.move_mount(mount.fileno(), target)
             m.mount_setattr(mount.fileno(), set_=m.MOUNT_ATTR_RDONLY, propagation=m.MS_SHARED)
-        line = next(
-            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(tmp_path) in line
-        )
+        line = mounts_of(tmp_path)[0]
         m.umount2(str(tmp_path), m.MNT_DETACH)
         options = sorted(line.split()[5].split(","))
         return [
@@ -139,8 +138,7 @@ def test_a_detached_mount_is_id_mapped_through_a_user_namespace(tmp_path: Path) 
             refused = refuses(lambda: m.map_ids(mount.fileno(), namespace.fileno()))
         os.write(finished[1], b"x")
         os.waitpid(pid, 0)
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        (line,) = (line for line in lines if line.split()[4] == str(tmp_path))
+        (line,) = mounts_of(tmp_path)
         return ["idmapped" in line.split()[5].split(","), refused]
 
     assert in_mount_namespace(work) == [True, True]
