@@ -1,6 +1,7 @@
 #!/bin/bash
 # What needs a kernel where every controller is in v2: the cgroup tests, a container's life with its execs, those
-# commands that are about cgroups, a shim's execs in cgroups of their own, and what `manor leaks` makes of cgroups.
+# commands that are about cgroups, a shim's execs in cgroups of their own, what an idle one holds, and what `manor leaks`
+# makes of cgroups.
 cd "$(dirname "$0")/../.." || exit 1
 bring=()
 case $PWD/ in /tmp/* | /var/tmp/* | /run/* | /dev/shm/*) bring=(-x "$PWD") ;; esac  # empty inside, but for what is brought
@@ -12,5 +13,5 @@ leaks=(what_a_dead_shim_has_left_is_found_and_removed a_create_that_was_cut_shor
 exec tests/vm/vm-run.sh -t 240 -d 64 "${bring[@]}" "$@" -e MANOR_TEST_DEADLINE_S=90 -e MANOR_COMMANDS_BROUGHT=1 -- \
   .venv/bin/python -m pytest -q -x -p no:cacheprovider -p tests.harness.every_test \
   --confcutdir=tests/e2e/runtime tests/e2e/cgroups/test_*.py tests/e2e/runtime/test_exec*.py "${commands[@]}" \
-  tests/e2e/shim/test_exec_leaf.py "${leaks[@]/#/tests/e2e/leaks/test_leaks.py::test_}" \
+  tests/e2e/shim/test_exec_leaf.py tests/e2e/shim/test_idle.py "${leaks[@]/#/tests/e2e/leaks/test_leaks.py::test_}" \
   -k "not v1 and not staged and not apart and not more_leaves"

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Node
+from tests.e2e.shim.idle import assert_small
 from tests.harness import leaks, opens
 from tests.harness.crictl import Crictl
+from tests.harness.processes import memory_kb
 from tests.harness.waiting import eventually
 
-# All anonymous memory, shared with the warden or not. 3.11 writes to what it only reads: `runtime/linux/sharing.py`.
-IDLE_ANONYMOUS_MB = 5.0 if sys.version_info >= (3, 12) else 7.5
-# What a shim has to itself; from 3.12 on the objects it shares with the warden are immortal, and what it writes to lies
-# together (`runtime/linux/packing.py`). If code that is new runs in each shim: `make hot`.
-IDLE_PRIVATE_MB = 1.5 if sys.version_info >= (3, 12) else 5.25
 # Epoll, socket, containerd's connections, the log, the events sink, pidfds: not one for each exec there ever was.
 IDLE_DESCRIPTORS = 40
 PYTHON_FILES = (".py", ".pyc")
@@ -30,24 +26,12 @@ def shim_of(node: Node, pod: str) -> int:
     return shim
 
 
-def anonymous_mb(pid: int) -> float:
-    return _memory_mb(pid, "Anonymous:")
-
-
-def _memory_mb(pid: int, kind: str) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-        if line.startswith(kind):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("no such line")
-
-
 def test_an_idle_shim_has_little_memory_of_its_own(
     node: Node, crictl: Crictl, pod: str, container: str
 ) -> None:
     for _ in range(3):
         crictl.execute(container, "true", sync=True)
-    assert anonymous_mb(shim_of(node, pod)) <= IDLE_ANONYMOUS_MB
-    assert _memory_mb(shim_of(node, pod), "Private_Dirty:") <= IDLE_PRIVATE_MB
+    assert_small(shim_of(node, pod))
 
 
 def test_execs_add_nothing_to_an_idle_shim(node: Node, crictl: Crictl, pod: str, container: str) -> None:
@@ -60,13 +44,13 @@ def test_execs_add_nothing_to_an_idle_shim(node: Node, crictl: Crictl, pod: str,
 
     crictl.execute(container, "true", sync=True)
     descriptors, _ = held()
-    memory = anonymous_mb(shim)
+    memory = memory_kb(shim)["Anonymous"]
     for number in range(20):
         crictl.execute(container, "sh", "-c", f"echo {number}; exit {number}", sync=True, check=False)
     assert descriptors <= IDLE_DESCRIPTORS
     # One more where the scribe has come up meanwhile.
     eventually(lambda: held()[0] <= descriptors + 1)
-    assert anonymous_mb(shim) <= memory + 0.3
+    assert memory_kb(shim)["Anonymous"] <= memory + 300
 
 
 def test_a_shim_has_one_thread(node: Node, pod: str, container: str) -> None:

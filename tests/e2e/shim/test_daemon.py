@@ -20,6 +20,7 @@ from shim.api.options import Options
 from shim.api.types import pack
 from tests.e2e.shim.door import Door, overlay
 from tests.harness.instances import hierarchies
+from tests.harness.processes import memory_kb
 from tests.harness.waiting import eventually
 from tests.unit.shim.installed import make_code, own_shim
 
@@ -329,11 +330,6 @@ def test_a_shim_does_nothing_while_nothing_happens(running: Door) -> None:
 def test_a_thousand_execs_cost_a_shim_no_descriptor_and_hardly_any_memory(running: Door) -> None:
     pid = running.shim_pid()
 
-    def anonymous_kb() -> int:
-        found = re.search(r"Anonymous:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text())
-        assert found is not None
-        return int(found[1])
-
     def execs(count: int) -> None:
         for number in range(count):
             running.exec("c1", f"e{number}", ["true"])
@@ -341,10 +337,10 @@ def test_a_thousand_execs_cost_a_shim_no_descriptor_and_hardly_any_memory(runnin
             running.delete("c1", f"e{number}")
 
     execs(50)
-    descriptors, memory = running.shim_fds(), anonymous_kb()
+    descriptors, memory = running.shim_fds(), memory_kb(pid)["Anonymous"]
     execs(300)
     eventually(lambda: running.shim_fds() == descriptors)
-    assert anonymous_kb() - memory < 300
+    assert memory_kb(pid)["Anonymous"] - memory < 300
     assert running.zombies() == []
 
 
