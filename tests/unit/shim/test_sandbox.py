@@ -22,6 +22,7 @@ from shim.api import sandbox as api
 from shim.api import task
 from shim.api.pod_config import LinuxPodSandboxConfig, PodSandboxConfig
 from shim.api.types import SPEC_URL, pack
+from shim.container import DRAIN_TIMEOUT_S
 from shim.log import Log
 from shim.loop import Loop
 from shim.pod import Pod
@@ -248,12 +249,13 @@ def test_a_pod_that_was_never_started_has_nothing_to_give_back(shim: Shim, world
 class Container:
     """One of the pod's; `kill` makes it end, if it listens."""
 
-    def __init__(self, pod: Pod, listens: bool = True) -> None:
-        self.id = "c1"
+    def __init__(self, pod: Pod, listens: bool = True, container_id: str = "c1") -> None:
+        self.id = container_id
         self.pod = pod
         self.listens = listens
         self.init = SimpleNamespace(status="running", exited=Outcome())
         self.deleted = False
+        self.patience_s = -1.0
 
     def kill(self, init: Any, number: int, everyone: bool) -> Generator[Any, Any, None]:
         assert (init, number, everyone) == (self.init, 9, True)
@@ -262,8 +264,10 @@ class Container:
             init.status = "stopped"
             init.exited.set()
 
-    def delete(self, _init: Any) -> Generator[Any, Any, None]:
-        yield Sleep(0.001)
+    def delete(self, _init: Any, patience_s: float) -> Generator[Any, Any, None]:
+        """Its reader takes all the time that it is given, but no more than 50 ms."""
+        self.patience_s = patience_s
+        yield Sleep(min(patience_s, 0.05))
         self.deleted = True
         self.pod.remove(self.id)
 
@@ -300,6 +304,22 @@ def test_shutdown_takes_along_what_nobody_has_deleted(shim: Shim, world: World) 
     shim.ask("ShutdownSandbox")
     assert container.deleted
     assert (shim.pod.sandbox, shim.shutdowns) == (None, 1)
+
+
+@pytest.mark.parametrize("given_s", [0.0, 5.0, float("inf")])
+def test_readers_of_a_pod_that_is_shut_down_share_the_time_there_is(
+    shim: Shim, world: World, given_s: float
+) -> None:
+    shim.create()
+    shim.ask("StartSandbox")
+    first, second = Container(shim.pod), Container(shim.pod, container_id="c2")
+    for container in (first, second):
+        shim.pod.add(container)  # type: ignore[arg-type]
+    drive(shim.loop, shim.sandbox.dissolve(given_s))
+    assert first.deleted
+    assert second.deleted
+    assert 0 <= first.patience_s <= min(given_s, DRAIN_TIMEOUT_S)
+    assert 0 <= second.patience_s <= max(0.0, first.patience_s - 0.05)
 
 
 def test_a_shim_whose_create_was_refused_can_be_shut_down(shim: Shim) -> None:
