@@ -21,6 +21,7 @@ from typing import Any
 from tests.harness import tools
 from tests.harness.containerd import Containerd
 from tests.harness.registry import BUSYBOX
+from tests.harness.waiting import eventually
 
 TIMEOUT_S = 60
 # What a kubelet asks for every container that is not privileged.
@@ -220,8 +221,15 @@ class Crictl:
         return self.json("inspect", container)["status"]
 
     def pid(self, container: str) -> int:
-        """The host pid of a container's init."""
-        return int(self.json("inspect", container)["info"]["pid"])
+        """The host pid of a container's init, which runs its program if it was started.
+
+        runc says so as soon as its own init goes on, which is a moment before that.
+        """
+        found = self.json("inspect", container)
+        pid = int(found["info"]["pid"])
+        if found["status"]["state"] == "CONTAINER_RUNNING":
+            eventually(lambda: not _is_runc(pid))
+        return pid
 
     def wait_for(self, container: str, state: str, timeout_s: float = 60) -> Any:
         """Wait until a container is in a state ("CONTAINER_EXITED" …) and return its status."""
@@ -265,3 +273,11 @@ def _drain(master: int, deadline: float) -> bytes:
             raise
         output += data
     raise TimeoutError("the command on the terminal does not end")
+
+
+def _is_runc(pid: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return words[0].endswith(b"runc") and words[1:2] == [b"init"]

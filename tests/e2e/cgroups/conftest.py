@@ -10,6 +10,7 @@ import pytest
 
 from runtime.cgroups.layout import HYBRID, Layout, detect_layout, make_layout
 from tests.e2e.cgroups.yard import Yard
+from tests.harness.processes import descriptors
 
 
 @pytest.fixture(scope="session", params=["as mounted", "v1 alone"])
@@ -26,7 +27,7 @@ def layout(request: pytest.FixtureRequest) -> Layout:
 @pytest.fixture
 def yard(layout: Layout) -> Iterator[Yard]:
     made = Yard(layout, f"manor-cgroups-{os.getpid()}")
-    descriptors = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield made
     made.close()
     left = [
@@ -35,4 +36,4 @@ def yard(layout: Layout) -> Iterator[Yard]:
         if (Path(each.mountpoint) / made.parent).exists()
     ]
     assert not left, f"cgroups left in {left}"
-    assert sorted(os.listdir("/proc/self/fd")) == descriptors
+    assert not descriptors() - before

@@ -14,6 +14,7 @@ from runtime.cgroups.layout import Layout
 from runtime.spec.model import Cpu
 from tests.e2e.cgroups.hugetlb import landlord_moved_away
 from tests.e2e.cgroups.yard import Yard
+from tests.harness.processes import descriptors
 
 
 @pytest.fixture
@@ -55,10 +56,10 @@ def test_asked_cpus_are_what_members_may_run_on(yard: Yard) -> None:
 def test_join_of_a_cgroup_that_is_gone_fails_and_keeps_nothing_open(yard: Yard) -> None:
     cgroup = yard.make()
     assert cgroup.try_delete()
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with pytest.raises(FileNotFoundError):
         cgroup.open_join()
-    assert os.listdir("/proc/self/fd") == before
+    assert not descriptors() - before
 
 
 def test_cgroup_with_controllers_for_its_children_can_not_be_joined_but_the_landlords_can(

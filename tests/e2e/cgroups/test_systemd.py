@@ -25,6 +25,7 @@ from runtime.linux.process import clone3
 from runtime.spec.model import BlockIo, Cpu, DeviceRule, Memory, Pids, Resources
 from runtime.waiting import run
 from tests.e2e.cgroups.yard import BUSYBOX, until
+from tests.harness.processes import descriptors
 
 if not booted_with_systemd():
     pytest.skip("this machine was not booted with systemd", allow_module_level=True)
@@ -116,11 +117,11 @@ def no_unit_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def units(layout: Layout, manager: Systemd) -> Iterator[Units]:
-    descriptors = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     made = Units(layout, manager)
     yield made
     made.close()
-    assert sorted(os.listdir("/proc/self/fd")) == descriptors
+    assert not descriptors() - before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 

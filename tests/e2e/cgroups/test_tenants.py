@@ -18,6 +18,7 @@ from runtime.errors import CgroupError
 from runtime.linux.process import clone3
 from runtime.spec.model import Cpu
 from tests.e2e.cgroups.yard import Yard, until
+from tests.harness.processes import descriptors
 
 
 def make_below(yard: Yard, cgroup: Cgroup, name: str) -> None:
@@ -77,10 +78,10 @@ def test_tenant_joins_below_for_one_controller_alone(yard: Yard) -> None:
 def test_tenant_never_lands_elsewhere_than_it_asked_for(yard: Yard) -> None:
     cgroup = yard.make()
     landlord = yard.spawn(cgroup, "sleep", "100")
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with pytest.raises(CgroupError, match="gone"):
         cgroup.open_join(landlord, {"": "gone"})
-    assert os.listdir("/proc/self/fd") == before
+    assert not descriptors() - before
 
 
 # ---- CPUs for the way in -----------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_a_container_that_another_process_starts_has_its_agent_too(
     agent = scene.agent({MKDIR: ENOMEDIUM})
     change = scene.profile("mkdir", no_new_privileges=no_new_privileges)
     name = scene.oci.created("sh", "-c", "mkdir /tmp/d || echo $? > /tmp/code", change=change)
-    assert len(agent.states) == 1
+    agent.await_states(1)
     scene.oci.ok("start", name)
     scene.oci.await_status(name, "stopped")
     assert (scene.oci.directory / name / "rootfs/tmp/code").read_text() == "1\n"

@@ -13,6 +13,7 @@ from runtime.cgroups.cgroup import Cgroup, create_cgroup, landlord_directory, op
 from runtime.cgroups.layout import Hierarchy, Layout, make_layout
 from runtime.errors import CgroupError, ConfigError, Unsupported
 from runtime.spec.model import Pids, Resources
+from tests.harness.processes import descriptors
 
 
 def hybrid(root: Path, *v1: str) -> Layout:
@@ -57,7 +58,7 @@ def test_memory_and_then_the_freezer_are_joined_last(tmp_path: Path) -> None:
 
 def test_join_that_fails_half_way_keeps_nothing_open(tmp_path: Path) -> None:
     layout = hybrid(tmp_path, "cpu", "memory")
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     (tmp_path / "unified/a/c/tasks").unlink()
     (tmp_path / "unified/a/c").rmdir()
     with pytest.raises(FileNotFoundError):
@@ -65,7 +66,7 @@ def test_join_that_fails_half_way_keeps_nothing_open(tmp_path: Path) -> None:
     (tmp_path / "memory/a/c/tasks").unlink()
     with pytest.raises(FileNotFoundError):
         open_cgroup(layout, "/a/c").open_join()
-    assert os.listdir("/proc/self/fd") == before
+    assert not descriptors() - before
 
 
 def test_child_is_always_below(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from runtime.cgroups.directories import (
 )
 from runtime.cgroups.layout import Hierarchy
 from runtime.errors import CgroupError
+from tests.harness.processes import descriptors
 
 
 def hierarchy(root: Path, *controllers: str, version: int = 2) -> Hierarchy:
@@ -139,12 +140,12 @@ def test_walk_of_nothing_is_nothing(tmp_path: Path) -> None:
 
 def test_walk_keeps_no_descriptor(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     assert len(list(walk(str(tmp_path)))) == 5
     unfinished = walk(str(tmp_path))
     next(unfinished)
     unfinished.close()
-    assert os.listdir("/proc/self/fd") == before
+    assert not descriptors() - before
 
 
 def test_nested_directories_are_removed_however_deep(tmp_path: Path) -> None:

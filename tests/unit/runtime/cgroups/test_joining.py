@@ -12,6 +12,7 @@ from runtime.cgroups.cgroup import Cgroup
 from runtime.cgroups.joining import LANDLORD, LANDLORD_POLICY, OWN, STRICT_POLICY, SUB, parse_sub_cgroups
 from runtime.cgroups.layout import Hierarchy, Layout, make_layout
 from runtime.errors import CgroupError, InvalidArgument
+from tests.harness.processes import descriptors
 
 
 @pytest.mark.parametrize(
@@ -70,9 +71,9 @@ def layout_of(tmp_path: Path, v2: tuple[str, ...] | None, *v1: str) -> Layout:
 
 @pytest.fixture(autouse=True)
 def nothing_stays_open() -> Iterator[None]:
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     yield
-    assert os.listdir("/proc/self/fd") == before
+    assert not descriptors() - before
 
 
 def joined(layout: Layout, sub: dict[str, str]) -> tuple[list[str], str]:

@@ -13,18 +13,19 @@ from runtime.cgroups import leaf as leaves
 from runtime.cgroups.layout import Hierarchy
 from runtime.cgroups.leaf import CpuTime, Leaf, make_leaf
 from runtime.linux.fds import OwnedFd
+from tests.harness.processes import descriptors
 
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Iterator[tuple[Hierarchy, OwnedFd, Path]]:
     """A container's cgroup, open; no descriptor may be left."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     path = tmp_path / "pod" / "c1"
     path.mkdir(parents=True)
     (path / "cgroup.subtree_control").write_text("\n")
     with OwnedFd(os.open(path, os.O_PATH | os.O_DIRECTORY)) as directory:
         yield Hierarchy("unified", (), str(tmp_path), 2), directory, path
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 Parent = tuple[Hierarchy, OwnedFd, Path]

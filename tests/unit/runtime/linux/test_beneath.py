@@ -12,6 +12,7 @@ import pytest
 
 from runtime.linux.beneath import Root
 from runtime.linux.fds import OwnedFd
+from tests.harness.processes import descriptors
 
 LOOP = os.strerror(errno.ELOOP)
 
@@ -39,9 +40,9 @@ class Tree:
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Tree]:
     made = Tree(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield made
-    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor was left open"
+    assert not descriptors() - before, "a descriptor was left open"
     made.root.close()
     assert not made.escaped()
 

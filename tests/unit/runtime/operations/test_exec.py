@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from runtime.operations import exec as operation
 from runtime.spec.load import load_process
 from runtime.stages.plan import Stdio
 from runtime.waiting import run
+from tests.harness.processes import descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def test_an_init_that_does_not_answer_at_its_gate_costs_no_descriptor(
     monkeypatch.setattr(operation, "plan_affinity", lambda *_about: None)
     container: Any = SimpleNamespace(require=lambda *_about: None)
     process = load_process(b'{"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}}')
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with pytest.raises(TimeoutError):
         run(operation.exec_(container, ExecRequest(process, Stdio())))
-    assert os.listdir("/proc/self/fd") == before
+    assert not descriptors() - before

@@ -10,6 +10,7 @@ from runtime.errors import MountError
 from runtime.linux.fds import OwnedFd
 from runtime.rootfs.id_map import IdMap, Sources
 from runtime.rootfs.plan import BindStep, FilesystemStep, SymlinkStep
+from tests.harness.processes import descriptors
 
 STEPS = (
     FilesystemStep("mounts[0]", "/proc", "proc", "proc"),
@@ -41,7 +42,7 @@ def test_a_user_namespace_is_made_once_for_all_mounts_with_the_same_maps() -> No
         made.append((uid_map, gid_map))
         return OwnedFd(os.open("/proc/self/ns/user", os.O_RDONLY))
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     maps = (
         IdMap("0 1 1\n", "0 1 1\n"),
         IdMap("0 1 1\n", "0 1 1\n", recursive=True),
@@ -54,7 +55,7 @@ def test_a_user_namespace_is_made_once_for_all_mounts_with_the_same_maps() -> No
     sources = Sources("/r", steps, make)
     assert made == [("0 1 1\n", "0 1 1\n"), ("0 2 1\n", "0 1 1\n")]
     sources.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def test_a_user_namespace_that_is_not_there_is_named_with_the_mount_it_was_for() -> None:

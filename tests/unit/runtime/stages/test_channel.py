@@ -10,6 +10,7 @@ from runtime.errors import MountError, StageError
 from runtime.stages.channel import ChannelClosed, channel_pair
 from runtime.stages.messages import HostDone, InitPid, LimitsSet, Ready, Start
 from runtime.waiting import run
+from tests.harness.processes import descriptors
 
 
 def test_a_message_arrives_at_the_other_end() -> None:
@@ -93,8 +94,8 @@ def test_fds_travel_with_a_message_and_are_close_on_exec() -> None:
 
 def test_fds_of_a_refused_message_are_closed() -> None:
     near, far = channel_pair("main", "2:INIT")
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     far.send(Ready(("console",)), (0, 1, 2))
     with pytest.raises(StageError):
         run(near.received((InitPid,), 5))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
