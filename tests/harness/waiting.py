@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,15 @@ def _is_removed(cgroup: Path) -> bool:
 
 def catches(pid: int, signum: int) -> bool:
     """Whether that process has set a handler for the signal (the SigCgt of its /proc/PID/status)."""
+    return _has(pid, "SigCgt", signum)
+
+
+def is_being_killed(pid: int) -> bool:
+    """Whether SIGKILL has been sent to that process, which has not taken it: it is frozen, say."""
+    return _has(pid, "ShdPnd", signal.SIGKILL) or _has(pid, "SigPnd", signal.SIGKILL)
+
+
+def _has(pid: int, signals: str, signum: int) -> bool:
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    caught = int(next(line for line in lines if line.startswith("SigCgt:")).split()[1], 16)
-    return bool(caught >> (signum - 1) & 1)
+    found = int(next(line for line in lines if line.startswith(f"{signals}:")).split()[1], 16)
+    return bool(found >> (signum - 1) & 1)

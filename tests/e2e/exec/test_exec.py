@@ -122,14 +122,12 @@ def test_an_exec_has_only_its_three_descriptors(crictl: Crictl, container: str) 
 
 
 def test_a_probe_that_takes_too_long_is_ended(crictl: Crictl, container: str) -> None:
-    start = time.monotonic()
-    result = crictl.run("exec", "-s", "--timeout", "1", container, "sleep", "60", check=False)
+    result = crictl.run("exec", "-s", "--timeout", "1", container, "sleep", "2000", check=False)
     assert result.code != 0
-    assert time.monotonic() - start < 20
     deadline = time.monotonic() + 60
-    while "sleep 60" in crictl.execute(container, "ps").stdout and time.monotonic() < deadline:
+    while "sleep 2000" in crictl.execute(container, "ps").stdout and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert "sleep 60" not in crictl.execute(container, "ps").stdout
+    assert "sleep 2000" not in crictl.execute(container, "ps").stdout
 
 
 @pytest.mark.manor_only("runc's shim ends the process that it knows, and no other")

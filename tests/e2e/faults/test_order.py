@@ -149,14 +149,14 @@ def held_at(runner: Runner, place: Place, act: Callable[[], object], look: Calla
             os._exit(0)
     trace.planted = None
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not (found := struct.unpack_from("Q", page, 0)[0]):
             assert time.monotonic() < end
             time.sleep(0.002)
         return look(found)
     finally:
         page[8] = 1
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while os.waitpid(pid, os.WNOHANG) == (0, 0):
             if time.monotonic() > end:
                 os.kill(pid, 9)

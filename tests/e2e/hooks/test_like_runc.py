@@ -150,7 +150,7 @@ def test_a_hook_past_its_time_ends_the_run(oci: Oci, moment: str) -> None:
         config["hooks"] = {moment: [{"path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1}]}
 
     bundle = oci.bundle("sleep", "1000", change=change)
-    done = oci("run", "--bundle", bundle.path, bundle.path.name, timeout_s=20)
+    done = oci("run", "--bundle", bundle.path, bundle.path.name)
     assert done.code != 0
     assert "hook ran past specified timeout of 1.0s" in done.stderr
 
@@ -163,7 +163,7 @@ def test_nothing_that_a_hook_past_its_time_has_started_stays(oci: Oci, tmp_path:
         config["hooks"] = {"createRuntime": [hook]}
 
     bundle = oci.bundle("true", change=change)
-    assert oci("run", "--bundle", bundle.path, bundle.path.name, timeout_s=20).code == 1
+    assert oci("run", "--bundle", bundle.path, bundle.path.name).code == 1
     assert not os.path.exists(f"/proc/{(tmp_path / 'pid').read_text().strip()}/root/bin")
 
 

@@ -12,9 +12,7 @@ from tests.e2e.oci.conftest import Oci, cgroup_directories
 
 def test_the_container_runs_when_the_command_has_ended(oci: Oci) -> None:
     bundle = oci.bundle()
-    began = time.monotonic()
     oci.ok("run", "-d", "-b", bundle.path, "c")
-    assert time.monotonic() - began < 10
     state = oci.state("c")
     assert state["status"] == "running"
     with open(f"/proc/{state['pid']}/comm", encoding="utf-8") as comm:

@@ -349,7 +349,7 @@ def test_closed_standard_streams_are_no_trap(oci: Oci) -> None:
     name = oci.started()
     words = " ".join(oci.words("exec", name, "sh", "-c", "'echo here; touch /tmp/done'"))
     done = subprocess.run(
-        ["sh", "-c", f"exec {words} <&- >&- 2>&-"], env=oci.environment(), timeout=20, check=False
+        ["sh", "-c", f"exec {words} <&- >&- 2>&-"], env=oci.environment(), timeout=60, check=False
     )
     assert done.returncode == 0
     assert (oci.directory / name / "rootfs/tmp/done").exists()

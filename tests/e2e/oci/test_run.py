@@ -86,7 +86,7 @@ def test_the_end_of_the_input_is_passed_on(oci: Oci) -> None:
         stdout=subprocess.PIPE,
         env=oci.environment(),
     )
-    out, _err = running.communicate(b"given", timeout=20)
+    out, _err = running.communicate(b"given", timeout=60)
     assert out == b"givenseen\n"
 
 
@@ -273,7 +273,7 @@ def test_closed_standard_streams_are_no_trap(oci: Oci) -> None:
     )
     words = " ".join(oci.words("run", "-b", bundle.path, "c"))
     done = subprocess.run(
-        ["sh", "-c", f"exec {words} <&- >&- 2>&-"], env=oci.environment(), timeout=20, check=False
+        ["sh", "-c", f"exec {words} <&- >&- 2>&-"], env=oci.environment(), timeout=60, check=False
     )
     assert done.returncode == 0
     assert all(
@@ -305,7 +305,7 @@ def test_the_file_mode_mask_and_ignored_signals_of_the_caller_do_not_matter(oci:
         preexec_fn=before,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,11 @@ import pytest
 from tests.e2e.conftest import Node
 from tests.e2e.sandbox.conftest import namespace
 from tests.harness.crictl import Crictl, CrictlError
+from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.versions("2.3")
 
 SHARED_PIDS: dict[str, Any] = {"security_context": {"namespace_options": {"pid": 0}}}
-
-
-def eventually(condition: Callable[[], object], limit_s: float = 30) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def state_of(crictl: Crictl, pod: str) -> str:

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -131,10 +130,8 @@ def test_no_wait_blocks_the_callers_thread(agent: socket.socket) -> None:
 
 def test_an_agent_that_does_not_read_is_given_up(agent: socket.socket) -> None:
     before = open_fds()
-    started = time.monotonic()
     with pytest.raises(NotifyError, match=f"listener to {path_of(agent)}: the agent does not read"):
         run(send(path_of(agent), b"x" * (4 << 20), 0, timeout_s=0.2))
-    assert time.monotonic() - started < 5
     assert open_fds() == before
 
 

@@ -148,12 +148,10 @@ def test_a_scribe_that_comes_later_hears_how_many_were_lost(
 
 def test_a_scribe_that_does_not_read_is_not_waited_for(ear: socket.socket, tmp_path: Path) -> None:
     sender = spans.Spans(str(tmp_path), at_once)
-    begin = time.monotonic()
     for _number in range(2000):
         sender.emit("exec", "", MARKS * 10, {})
     lost = sender.dropped
     assert lost > 0
-    assert time.monotonic() - begin < 5
     # It was only behind: the connection lasts, and the next message says what was lost.
     shim, _address = ear.accept()
     with shim:

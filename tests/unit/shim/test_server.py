@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import socket
-import time
 import weakref
 from pathlib import Path
 
@@ -30,9 +29,7 @@ def test_a_handler_may_answer_at_once_or_after_waiting(served: Served) -> None:
 def test_one_slow_call_does_not_hold_up_another_on_the_same_connection(served: Served) -> None:
     with Client(served.path) as client:
         slow = client.begin(SERVICE, "Wait", encode(WaitRequest()))
-        started = time.monotonic()
         assert client.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
-        assert time.monotonic() - started < 5
         served.loop.call_soon(served.service.event.set)
         os.write(served._woken, b"")
         client.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse)  # wakes the loop

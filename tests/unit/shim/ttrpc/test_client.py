@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -94,10 +93,8 @@ def test_a_call_can_be_finished_after_others(address: str) -> None:
 
 def test_a_call_without_an_answer_times_out_and_the_connection_stays(address: str) -> None:
     with Client(address) as client:
-        started = time.monotonic()
         with pytest.raises(TimeoutError, match="no answer on stream 1"):
             client.call(SERVICE_V2, "Pids", b"", timeout_s=0.05)
-        assert time.monotonic() - started < 2
         client.request(SERVICE_V2, "Connect", ConnectRequest("a"), ConnectResponse)
 
 
