@@ -125,7 +125,7 @@ def open_input(uri: str) -> Input:
     if destination.is_a_log():
         raise StdioError(f"open stdin {uri}: not a fifo")
     try:
-        fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        fd = OwnedFd(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
         try:
             if not stat.S_ISFIFO(os.fstat(fd.fileno()).st_mode):
                 raise StdioError(f"open stdin {path}: not a fifo")
