@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
+import pty
 import select
 import signal
 import time
+import tty
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +125,7 @@ def test_what_the_process_writes_reaches_the_client_and_then_the_end(loop: Loop,
     turn_until(loop, lambda: io.drained.done)
     assert is_at_end(client.out)
     assert is_at_end(client.err)
+    assert not io.pending()
     client.close()
 
 
@@ -185,6 +189,18 @@ def test_a_slow_reader_stops_the_writer_and_nothing_is_buffered_or_lost(loop: Lo
     client.close()
 
 
+def turns_in(loop: Loop, seconds: float) -> int:
+    """How often the loop wakes up; twenty times a second by itself."""
+    turns = 0
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        wake = loop.call_later(0.05, lambda: None)
+        loop.turn()
+        wake.cancel()
+        turns += 1
+    return turns
+
+
 def test_waiting_for_room_or_for_output_takes_no_cpu(loop: Loop, tmp_path: Path) -> None:
     client = Client(tmp_path)
     io = drive(loop, open_pipes(loop, client.streams))
@@ -198,14 +214,10 @@ def test_waiting_for_room_or_for_output_takes_no_cpu(loop: Loop, tmp_path: Path)
         except BlockingIOError:
             settle(loop, 0.02)
             quiet += 1
-    turns = 0
-    deadline = time.monotonic() + 0.2
-    while time.monotonic() < deadline:
-        wake = loop.call_later(0.05, lambda: None)
-        loop.turn()
-        wake.cancel()
-        turns += 1
-    assert turns < 20
+    assert turns_in(loop, 0.2) < 20
+    while read_now(client.out):
+        settle(loop, 0.002)
+    assert turns_in(loop, 0.2) < 20
     child.close()
     io.close()
     client.close()
@@ -330,6 +342,71 @@ def test_output_to_a_device_is_written_there(loop: Loop) -> None:
     turn_until(loop, lambda: io.drained.done)
 
 
+class Device:
+    """A terminal that output goes to as to any device; `reader` is what it shows."""
+
+    def __init__(self) -> None:
+        self.reader, self._end = pty.openpty()
+        tty.setraw(self._end)
+        os.set_blocking(self.reader, False)
+        self.path = os.ttyname(self._end)
+
+    def close(self) -> None:
+        os.close(self.reader)
+        os.close(self._end)
+
+
+@pytest.mark.parametrize("left_behind", [False, True])
+def test_a_device_that_takes_a_little_at_a_time_gets_all_of_it_in_order(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, left_behind: bool
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.05)
+    device = Device()
+    io = drive(loop, open_pipes(loop, Streams(stdout=device.path)))
+    child = Child(io)
+    io.attach(None)
+    sent = fill(loop, child.stdout)
+    assert len(sent) < 300_000
+    if left_behind:
+        io.process_ended()
+        settle(loop, 0.2)
+    else:
+        child.close()
+    assert io.pending()
+    received = bytearray()
+
+    def read_all() -> bool:
+        received.extend(read_now(device.reader) or b"")
+        return io.drained.done and len(received) >= len(sent)
+
+    turn_until(loop, read_all)
+    assert received == sent
+    if left_behind:
+        child.close()
+    device.close()
+
+
+def test_what_is_taken_out_of_the_pipe_of_a_device_is_not_waited_for(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.05)
+    device = Device()
+    io = drive(loop, open_pipes(loop, Streams(stdout=device.path)))
+    child = Child(io)
+    io.attach(None)
+    fill(loop, child.stdout)
+    io.process_ended()
+    settle(loop, 0.2)
+    thief = os.open(f"/proc/self/fd/{child.stdout}", os.O_RDONLY | os.O_NONBLOCK)
+    while read_now(thief):
+        pass
+    os.close(thief)
+    with interrupted_after(30):
+        turn_until(loop, lambda: [read_now(device.reader)] and io.drained.done)
+    child.close()
+    device.close()
+
+
 def test_what_is_left_behind_keeps_the_reader_waiting_for_a_while_only(
     loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +445,31 @@ def test_a_slow_reader_gets_all_that_was_written_before_the_end_of_the_drain(
     assert received == sent
     with pytest.raises(BrokenPipeError):
         os.write(child.stdout, b"too late")
+    child.close()
+    client.close()
+
+
+def test_somebody_in_the_background_who_goes_on_writing_is_cut_off(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.05)
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    sent = fill(loop, child.stdout)
+    io.process_ended()
+    settle(loop, 0.2)
+    received = bytearray()
+
+    def read_and_go_on() -> bool:
+        received.extend(read_now(client.out) or b"")
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(child.stdout, bytes(4096))
+        return io.drained.done
+
+    turn_until(loop, read_and_go_on)
+    assert received[: len(sent)] == sent
     child.close()
     client.close()
 
@@ -414,6 +516,75 @@ def test_what_is_taken_out_of_the_pipe_again_is_not_waited_for(
     client.close()
 
 
+def test_an_event_with_nothing_behind_it_is_not_the_end(loop: Loop, tmp_path: Path) -> None:
+    """Somebody else has read from the pipe between the event and us."""
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    io._flows[0]._on_source(0)
+    os.write(child.stdout, b"here")
+    settle(loop)
+    assert read_now(client.out) == b"here"
+    child.close()
+    turn_until(loop, lambda: io.drained.done)
+    client.close()
+
+
+def test_closing_while_the_rest_is_on_its_way_stops_it(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.05)
+    client = Client(tmp_path)
+    io = drive(loop, open_pipes(loop, client.streams))
+    child = Child(io)
+    io.attach(None)
+    fill(loop, child.stdout)
+    io.process_ended()
+    loop.call_later(0.05, io.close)  # right behind the end of the drain
+    settle(loop, 0.2)
+    assert io.drained.done
+    child.close()
+    client.close()
+
+
+def test_the_streams_of_one_process_leave_nothing_in_the_way_of_the_next(loop: Loop, tmp_path: Path) -> None:
+    """The next gets descriptors of the same numbers."""
+    client = Client(tmp_path, stdin=True)
+    for _ in range(3):
+        io = drive(loop, open_pipes(loop, client.streams))
+        child = Child(io)
+        io.attach(None)
+        writer = client.open_stdin()
+        os.write(writer, b"typed")
+        os.write(child.stdout, b"said")
+        settle(loop)
+        assert (read_now(child.stdin), read_now(client.out)) == (b"typed", b"said")
+        child.close()
+        turn_until(loop, lambda io=io: io.drained.done)
+        io.close()
+        os.close(writer)
+    client.close()
+
+
+def test_a_terminal_that_is_named_as_stdin_does_not_become_the_shims_own(loop: Loop) -> None:
+    """It is refused. But a shim leads its session, and would be hung up with what it has opened to look at it."""
+    device = Device()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setsid()
+            with pytest.raises(StdioError, match="not a fifo"):
+                drive(loop, open_pipes(loop, Streams(stdin=device.path)))
+            os.open("/dev/tty", os.O_RDONLY)
+        except OSError as error:
+            os._exit(0 if error.errno == errno.ENXIO else 2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    device.close()
+
+
 def test_a_fifo_uri_is_a_path(loop: Loop, tmp_path: Path) -> None:
     client = Client(tmp_path)
     io = drive(loop, open_pipes(loop, Streams(stdout=f"fifo://{client.out_path}")))
@@ -444,6 +615,7 @@ def test_streams_that_have_ended_go_at_once_and_not_with_a_collection(loop: Loop
         made[0].close()
         gone = weakref.ref(made.pop())
         assert gone() is None
+        assert not any(isinstance(each, flow.Flow) for each in gc.get_objects())
     finally:
         gc.enable()
         for reader in readers:
