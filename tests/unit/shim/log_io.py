@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from shim.log import Log
 from shim.logger import Owner
 from shim.loop import Loop
 from shim.stdio import PipeIo, Streams, open_pipes
@@ -14,6 +15,18 @@ from tests.unit.shim.test_stdio import Child
 LINE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) ([PF]) (.*)\n", re.DOTALL)
 OWNER = Owner("c1", "here")
 LIMIT_S = 30.0
+
+
+class Heard(Log):
+    """What a shim would have logged."""
+
+    def __init__(self) -> None:
+        super().__init__("", "")
+        self.lines: list[str] = []
+
+    def write(self, level: str, message: str) -> None:
+        """Note it."""
+        self.lines.append(f"{level} {message}")
 
 
 def children() -> list[int]:

@@ -66,6 +66,19 @@ def test_a_full_disk_leaves_the_others_whole(waiting: Backlog, monkeypatch: pyte
     assert drain(waiting) == [b"first", b"third"]
 
 
+def test_what_a_full_disk_has_cut_off_is_not_taken_for_events(
+    waiting: Backlog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record that comes next is shorter, and leaves some of it standing."""
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:-1], at))
+    assert not waiting.append(bytes(100))
+    monkeypatch.setattr(os, "pwrite", real)
+    waiting.append(b"event")
+    assert waiting.take() == [b"event"]
+    assert waiting.count == 0
+
+
 def test_without_a_directory_it_takes_nothing() -> None:
     assert not Backlog("").append(b"event")
     assert not Backlog("/nowhere").append(b"event")

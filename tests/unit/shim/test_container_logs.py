@@ -19,13 +19,12 @@ import pytest
 from runtime.linux.fds import OwnedFd
 from shim import sinks
 from shim.console import open_console
-from shim.log import Log
 from shim.loop import Loop
 from shim.sinks import SinkError
 from shim.stdio import PipeIo, Streams, open_pipes
 from shim.tasks import spawn
 from shim.ttrpc.status import RpcError
-from tests.unit.shim.log_io import LIMIT_S, OWNER, children, end, lines, opened, turn_until_there
+from tests.unit.shim.log_io import LIMIT_S, OWNER, Heard, children, end, lines, opened, turn_until_there
 from tests.unit.shim.loops import drive, settle, turn_until
 from tests.unit.shim.test_stdio import Child
 
@@ -142,18 +141,6 @@ def test_a_log_that_watches_its_path_follows_a_rename_by_itself(loop: Loop, tmp_
     end(loop, io, child)
     assert [content for *_, content in lines(moved)] == [b"one"]
     assert [content for *_, content in lines(path)] == [b"two"]
-
-
-class Heard(Log):
-    """What a shim would have logged."""
-
-    def __init__(self) -> None:
-        super().__init__("", "")
-        self.lines: list[str] = []
-
-    def write(self, level: str, message: str) -> None:
-        """Note it."""
-        self.lines.append(f"{level} {message}")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Generator
@@ -21,7 +22,9 @@ from shim.loop import EPOLLIN, Loop
 from shim.tasks import Outcome
 from shim.ttrpc import status
 from shim.ttrpc.connection import NAMESPACE, Call, ServerConnection
+from tests.unit.shim.log_io import Heard
 from tests.unit.shim.loops import drive, settle, turn_until
+from tests.unit.shim.test_stdio import interrupted_after
 
 
 class Containerd:
@@ -55,6 +58,10 @@ class Containerd:
                 behaviour = self.behaviour.pop(0) if len(self.behaviour) > 1 else self.behaviour[0]
                 if behaviour == "ok":
                     peer.sendall(protocol.respond(call.stream_id, encode(Empty())))
+                elif behaviour == "hang up":
+                    self.loop.unwatch(peer.fileno())
+                    peer.close()
+                    return
                 elif behaviour == "refuse":
                     peer.sendall(protocol.fail(call.stream_id, Status(status.INVALID_ARGUMENT, "not this")))
 
@@ -176,6 +183,34 @@ def test_a_containerd_that_does_not_answer_is_asked_again(
     daemon.stop()
 
 
+def test_a_containerd_that_hangs_up_instead_of_answering_is_asked_again(loop: Loop, path: str) -> None:
+    daemon = Containerd(loop, path)
+    daemon.behaviour = ["hang up", "ok"]
+    made = publisher(loop, path)
+    exits(made, 1, 2)
+    drive_sent(loop, made)
+    assert daemon.taken() == [1, 1, 2]
+    made.close()
+    daemon.stop()
+
+
+def test_a_containerd_that_accepts_nobody_does_not_stop_the_loop(loop: Loop, path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as before_us:
+        listener.bind(path)
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting = before_us.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(path)
+        made = publisher(loop, path)
+        exits(made, 1)
+        with interrupted_after(30):
+            settle(loop, 0.1)
+        assert not made.sent().done
+        made.close()
+
+
 def test_an_event_that_is_refused_every_time_does_not_hold_up_the_next(
     loop: Loop, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +257,40 @@ def test_what_is_too_much_for_memory_waits_on_disk_and_comes_in_order(
     assert daemon.taken() == list(range(1, 15))
     assert os.listdir(tmp_path / "pod") == []
     made.close()
+    daemon.stop()
+
+
+def test_a_backlog_that_is_damaged_costs_what_it_had_and_nothing_later(
+    loop: Loop, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(events, "MAX_QUEUED", 2)
+    pod, heard = tmp_path / "pod", Heard()
+    pod.mkdir()
+    made = Publisher(loop, path, "k8s.io", heard, directory=str(pod))
+    exits(made, 1, 2, 3, 4)
+    os.truncate(pod / backlog.FILE, 3)
+    daemon = Containerd(loop, path)
+    drive_sent(loop, made)
+    exits(made, 5)
+    drive_sent(loop, made)
+    assert daemon.taken() == [1, 2, 5]
+    assert [line.partition(":")[0] for line in heard.lines] == ["error 2 events are lost"]
+    made.close()
+    daemon.stop()
+
+
+def test_when_it_is_closed_nothing_waits_on_disk_any_more(
+    loop: Loop, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(events, "MAX_QUEUED", 2)
+    (tmp_path / "pod").mkdir()
+    made = Publisher(loop, path, "k8s.io", Log("", "test"), directory=str(tmp_path / "pod"))
+    exits(made, 1, 2, 3, 4)
+    settle(loop)
+    made.close()
+    daemon = Containerd(loop, path)
+    settle(loop, 0.2)
+    assert (daemon.calls, os.listdir(tmp_path / "pod")) == ([], [])
     daemon.stop()
 
 

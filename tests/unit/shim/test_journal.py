@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from runtime.linux.aio import FileSync
+from runtime.linux.constants import RAMFS_MAGIC, TMPFS_MAGIC
 from shim import journal
 from shim.journal import HEADER, Exit, Journal, NewerJournal, Oom, exit_of, exit_of_init, read
 from shim.log import Log
 from shim.loop import Loop
+from tests.unit.shim.log_io import Heard
 from tests.unit.shim.loops import drive
 
 NOW_NS = 1_700_000_000_123_456_789
@@ -158,6 +160,7 @@ def test_it_is_bounded_and_keeps_what_containerd_has_not_deleted(
 ) -> None:
     kept = [entry(1, "c9"), entry(2, "c9", "e9")]
     written.undeleted = lambda: kept
+    before = sorted(os.listdir("/proc/self/fd"))
     for number in range(10_000):
         written.append(entry(number, exec_id=f"e{number}"))
     assert (tmp_path / "@exits").stat().st_size <= journal.COMPACT_BYTES + 200
@@ -165,6 +168,7 @@ def test_it_is_bounded_and_keeps_what_containerd_has_not_deleted(
     assert found[:2] == kept
     assert found[-1] == entry(9999, exec_id="e9999")
     assert os.listdir(tmp_path) == ["@exits"]
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_many_that_are_not_deleted_are_not_written_anew_for_each(tmp_path: Path, written: Journal) -> None:
@@ -187,9 +191,8 @@ def test_many_that_are_not_deleted_are_not_written_anew_for_each(tmp_path: Path,
 def test_what_cannot_be_written_is_said_once_and_the_next_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = tmp_path / "log"
-    log.touch()
-    made = Journal(str(tmp_path), Log(str(log), "test"))
+    heard = Heard()
+    made = Journal(str(tmp_path), heard)
     real_write = os.write
     room = [10, 0]
 
@@ -205,13 +208,55 @@ def test_what_cannot_be_written_is_said_once_and_the_next_can(
         made.append(entry(number))
     made.close()
     assert read(str(tmp_path)) == [entry(2), entry(3)]
-    assert log.read_text().count("No space left") == 1
+    assert heard.lines == ["error write to exit journal: No space left on device"]
+
+
+@pytest.mark.parametrize("written_bytes", [-1, 30])
+def test_a_disk_that_is_full_when_it_is_written_anew_costs_no_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_bytes: int
+) -> None:
+    heard = Heard()
+    made = Journal(str(tmp_path), heard, lambda: [entry(1)])
+    made.append(entry(1))
+    before = sorted(os.listdir("/proc/self/fd"))
+    real_write = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        if not data.startswith(HEADER):
+            return real_write(fd, data)
+        if written_bytes < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real_write(fd, data[:written_bytes])
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", write)
+        made._compact_at = 0
+        made.append(entry(2))
+    assert heard.lines == ["error write to exit journal: No space left on device"]
+    assert read(str(tmp_path)) == [entry(1)]
+    made._compact_at = 1 << 20
+    made.append(entry(3))
+    assert read(str(tmp_path)) == [entry(1), entry(3)]
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    made.close()
+
+
+def test_what_an_earlier_shim_has_left_counts_for_its_size(tmp_path: Path) -> None:
+    (tmp_path / "@exits").write_bytes(HEADER + b"".join(entry(n).encode() for n in range(1000)))
+    assert (tmp_path / "@exits").stat().st_size > journal.COMPACT_BYTES
+    successor = Journal(str(tmp_path), Log("", "test"), lambda: [entry(1)])
+    successor.append(entry(2))
+    successor.close()
+    assert read(str(tmp_path)) == [entry(1), entry(2)]
 
 
 def test_a_pod_without_a_directory_keeps_none(loop: Loop) -> None:
-    made = Journal("", Log("", "test"))
+    heard, before = Heard(), sorted(os.listdir("/proc/self/fd"))
+    made = Journal("", heard)
     made.append(entry())
     drive(loop, made.sync())
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert heard.lines == []
     made.close()
 
 
@@ -252,6 +297,47 @@ def test_one_sync_is_for_all_that_were_appended_before(
     written.append(entry(6))
     drive(loop, written.sync())
     assert len(begun) == 2
+
+
+@pytest.mark.parametrize(("magic", "waits"), [(TMPFS_MAGIC, False), (RAMFS_MAGIC, False), (0xEF53, True)])
+def test_only_in_memory_is_a_file_synced_by_a_call_that_would_wait_for_a_disk(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magic: int, waits: bool
+) -> None:
+    monkeypatch.setattr(journal, "filesystem_magic", lambda _fd: magic)
+    called: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", called.append)
+    made = Journal(str(tmp_path), Log("", "test"))
+    made.append(entry())
+    drive(loop, made.sync())
+    assert bool(called) is not waits
+    made.close()
+
+
+def test_every_sync_waits_for_the_disk_and_not_for_the_one_before(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    made = Journal(str(tmp_path), heard)
+    on_disk(made)
+    made.append(entry(1))
+    drive(loop, made.sync())
+    assert heard.lines == []
+    monkeypatch.setattr(journal, "SYNC_PATIENCE_S", 0.05)
+    monkeypatch.setattr(FileSync, "begin", lambda _self, _fd: None)  # the disk hangs from now on
+    made.append(entry(2))
+    drive(loop, made.sync())
+    assert len(heard.lines) == 1
+    made.close()
+
+
+def test_a_journal_that_was_closed_has_nothing_to_sync(loop: Loop, tmp_path: Path) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    made = Journal(str(tmp_path), Log("", "test"))
+    made.append(entry())
+    made.close()
+    made.append(entry())
+    drive(loop, made.sync())
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_in_memory_nothing_is_waited_for(written: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

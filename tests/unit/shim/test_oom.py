@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from shim import oom
+from shim.journal import Oom
 from shim.oom import OomWatch
 
 
@@ -122,6 +123,103 @@ def test_each_kill_is_judged_by_what_has_changed_since_the_last(world: World) ->
         assert world.watch.last is not None
         levels.append(world.watch.last.level)
     assert levels == [oom.CONTAINER, oom.POD, oom.CONTAINER]
+
+
+def test_of_several_limits_that_were_hit_the_nearest_counts(world: World) -> None:
+    for whose in ("pods", "pod"):
+        world.memory.kill(1, whose)
+    world.notify()
+    assert world.watch.last is not None
+    assert world.watch.last.level == oom.POD
+
+
+def test_a_cgroup_above_that_has_gone_is_passed_over(world: World) -> None:
+    for file in world.memory.places["pods"].glob("memory.*"):
+        file.unlink()
+    (
+        world.memory.places["pods"] / "memory.failcnt"
+    ).mkdir()  # reading it fails, and not as a file that is not there
+    (world.memory.places["pods"] / "memory.events").mkdir()
+    world.memory.kill(1, "pod")
+    world.notify()
+    assert world.told == 1
+    assert world.watch.last is not None
+    assert world.watch.last.level == oom.POD
+
+
+def test_what_was_killed_before_is_not_told(tmp_path: Path) -> None:
+    first = World(tmp_path, 2)
+    first.memory.kill(2, "c1")
+    loop: Any = first.loop
+    told: list[int] = []
+    later = OomWatch(loop, first.memory.layout, first.memory.cgroup, lambda: told.append(1))
+    assert not later.look()
+    assert (later.kills, told) == (2, [])
+    later.close()
+
+
+def test_a_container_that_has_ended_already_is_not_watched(world: World) -> None:
+    for file in world.memory.places["c1"].iterdir():
+        file.unlink()
+    loop: Any = Loop()
+    before = sorted(os.listdir("/proc/self/fd"))
+    late = OomWatch(loop, world.memory.layout, world.memory.cgroup, lambda: None)
+    assert (late.look(), late.claim(), loop.watched) == (False, None, {})
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_watch_that_cannot_be_had_leaves_no_descriptor(tmp_path: Path) -> None:
+    memory = Memory(tmp_path, 1)
+    (memory.places["c1"] / "cgroup.event_control").unlink()
+    loop: Any = Loop()
+    before = sorted(os.listdir("/proc/self/fd"))
+    assert not OomWatch(loop, memory.layout, memory.cgroup, lambda: None).look()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_closing_gives_the_descriptors_back(tmp_path: Path) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    for version in (1, 2):
+        World(tmp_path / str(version), version).watch.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_before_linux_5_2_what_a_cgroup_counts_with_those_below_is_all_there_is(tmp_path: Path) -> None:
+    memory = Memory(tmp_path, 2)
+    for name in ("pod", "pods"):
+        (memory.places[name] / "memory.events.local").unlink()
+    loop: Any = Loop()
+    watch = OomWatch(loop, memory.layout, memory.cgroup, lambda: None)
+    memory.kill(1)
+    memory._write(memory.places["pod"], "memory.events", "low 0\noom 1\noom_kill 1\n")
+    assert watch.look()
+    assert watch.last == Oom(oom.POD, str(memory.places["pod"]))
+    watch.close()
+
+
+def test_v1_asks_the_kernel_to_be_told_and_takes_what_it_was_told(tmp_path: Path) -> None:
+    world = World(tmp_path, 1)
+    (notify,) = world.loop.watched
+    asked = (world.memory.places["c1"] / "cgroup.event_control").read_text().split()
+    assert asked[0] == str(notify)
+    world.notify()
+    with pytest.raises(BlockingIOError):  # or the loop would be woken again and again
+        os.eventfd_read(notify)
+    world.watch.close()
+
+
+def test_v1_looks_for_an_announced_kill_more_than_once(tmp_path: Path) -> None:
+    world = World(tmp_path, 1)
+    world.notify()
+    for _ in range(3):
+        world.loop.timers.pop(0).callback()
+    world.notify()
+    assert len(world.loop.timers) == 1
+    for _ in range(3):
+        world.loop.timers.pop(0).callback()
+    world.memory.kill(1, "c1")
+    world.loop.pass_time()
+    assert world.told == 1
 
 
 def test_a_limit_that_was_met_and_kept_is_not_a_kill(world: World) -> None:
