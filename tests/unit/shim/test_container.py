@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runtime.errors import InvalidState, NotFound, StageError
+from runtime.errors import ConfigError, InvalidState, NotFound, StageError
 from runtime.linux.fds import OwnedFd
 from runtime.waiting import Sleep
 from shim import container as containers
@@ -124,6 +124,20 @@ def test_signals_are_for_processes_that_run(shim: Shim) -> None:
         shim.ask("Kill", task.KillRequest("c1", "", 15))
 
 
+def test_the_state_of_a_process_follows_its_life(shim: Shim) -> None:
+    pid = shim.create()
+    assert shim.status() == types.STATUS_CREATED
+    shim.start()
+    shim.add_exec()
+    assert (shim.status(), shim.status("e1")) == (types.STATUS_RUNNING, types.STATUS_CREATED)
+    exec_pid = shim.start(exec_id="e1")
+    assert shim.status("e1") == types.STATUS_RUNNING
+    shim.reaper.end(exec_pid)
+    assert (shim.status(), shim.status("e1")) == (types.STATUS_RUNNING, types.STATUS_STOPPED)
+    shim.reaper.end(pid)
+    assert shim.status() == types.STATUS_STOPPED
+
+
 def test_pausing_is_seen_in_the_state_of_every_process(shim: Shim) -> None:
     shim.create()
     shim.start()
@@ -166,6 +180,8 @@ def test_ids_that_are_taken_bad_or_unknown_are_told_apart(shim: Shim) -> None:
     assert failure.value.code == status.ALREADY_EXISTS
     with pytest.raises(Exception, match="invalid id"):
         shim.add_exec("../e")
+    with pytest.raises(ConfigError, match="the request brings no process"):
+        shim.ask("Exec", task.ExecProcessRequest(id="c1", exec_id="e2"))
     with pytest.raises(RpcError) as failure:
         shim.start(exec_id="e9")
     assert failure.value.code == status.NOT_FOUND

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from runtime.errors import CgroupError
 from shim import container as containers
 from shim import stats
 from shim.api import task, types
@@ -187,6 +190,24 @@ def test_what_is_left_of_a_paused_container_is_killed_and_thawed_when_its_init_e
     cgroup = shim.pod.find("c1").runtime.cgroup
     shim.reaper.end(pid, 9)
     assert cgroup.signals == [9, 0]  # type: ignore[attr-defined]
+
+
+def test_inits_exit_is_told_though_what_it_left_cannot_be_killed(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_number: int) -> None:
+        raise CgroupError("write cgroup.kill: no such device")
+
+    logged: list[str] = []
+    log = SimpleNamespace(write=lambda _level, text: logged.append(text))
+    monkeypatch.setattr(shim.pod, "log", log)
+    pid = shim.create()
+    shim.start()
+    monkeypatch.setattr(shim.pod.find("c1").runtime.cgroup, "signal_all", refuse)
+    shim.reaper.end(pid, 3 << 8)
+    assert shim.told()[-1] == "exit c1"
+    assert "kill what is left of container c1: write cgroup.kill: no such device" in logged
+    assert shim.delete().exit_status == 3
 
 
 def test_of_two_who_delete_a_container_one_does_and_the_other_is_told_that_it_has_gone(shim: Shim) -> None:

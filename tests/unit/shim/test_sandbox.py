@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from runtime.errors import CgroupError, StageError
+from runtime.errors import CgroupError, NotFound, StageError
 from runtime.linux.fds import OwnedFd
 from runtime.spec.json import parse
 from runtime.waiting import Sleep
@@ -232,6 +232,25 @@ def test_a_stop_that_fails_can_be_tried_again(shim: Shim, world: World, step: st
     assert shim.sandbox.status == STOPPED
 
 
+def test_of_two_starts_at_once_one_makes_the_pod(shim: Shim, world: World) -> None:
+    shim.create()
+    first, second = shim.begin("StartSandbox"), shim.begin("StartSandbox")
+    turn_until(shim.loop, lambda: first and second)
+    assert first[0].pid == os.getpid()
+    assert isinstance(second[0], RpcError)
+    assert world.asked == ["make namespaces"]
+
+
+def test_a_stop_waits_for_a_start_and_takes_all_that_it_has_made(shim: Shim, world: World) -> None:
+    shim.create(shares_pids=True)
+    starting, stopping = shim.begin("StartSandbox"), shim.begin("StopSandbox")
+    turn_until(shim.loop, lambda: starting and stopping)
+    assert world.asked == ["make namespaces", "bring up landlord", "remove landlord", "remove pod"]
+    assert all(fd.closed for fd in world.fds)
+    shim.ask("StopSandbox")
+    assert (shim.sandbox.status, world.asked[-1:]) == (STOPPED, ["remove pod"])
+
+
 def test_two_stops_at_once_give_back_once(shim: Shim, world: World) -> None:
     shim.create()
     shim.ask("StartSandbox")
@@ -247,10 +266,11 @@ def test_a_pod_that_was_never_started_has_nothing_to_give_back(shim: Shim, world
 
 
 class Container:
-    """One of the pod's; `kill` makes it end, if it listens."""
+    """One of the pod's; `kill` makes it end soon, if it listens, and finds no process in it, if it is `gone`."""
 
-    def __init__(self, pod: Pod, listens: bool = True, container_id: str = "c1") -> None:
+    def __init__(self, pod: Pod, listens: bool = True, container_id: str = "c1", gone: bool = False) -> None:
         self.id = container_id
+        self.gone = gone
         self.pod = pod
         self.listens = listens
         self.init = SimpleNamespace(status="running", exited=Outcome())
@@ -261,8 +281,13 @@ class Container:
         assert (init, number, everyone) == (self.init, 9, True)
         yield Sleep(0.001)
         if self.listens:
-            init.status = "stopped"
-            init.exited.set()
+            self.pod.loop.call_later(0.005, self._end)
+        if self.gone:
+            raise NotFound("process already finished")
+
+    def _end(self) -> None:
+        self.init.status = "stopped"
+        self.init.exited.set()
 
     def delete(self, _init: Any, patience_s: float) -> Generator[Any, Any, None]:
         """Its reader takes all the time that it is given, but no more than 50 ms."""
@@ -272,14 +297,17 @@ class Container:
         self.pod.remove(self.id)
 
 
-def test_a_stop_ends_containers_before_it_gives_back(shim: Shim, world: World) -> None:
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_stop_ends_containers_before_it_gives_back(shim: Shim, world: World, gone: bool) -> None:
+    """Also one that has just ended, and whose exit is not told yet."""
     shim.create()
     shim.ask("StartSandbox")
-    container = Container(shim.pod)
+    container = Container(shim.pod, gone=gone)
     shim.pod.add(container)  # type: ignore[arg-type]
     shim.ask("StopSandbox")
     assert container.init.exited.done
     assert not container.deleted
+    assert world.asked == ["make namespaces", "remove pod"]
 
 
 def test_a_container_that_does_not_end_keeps_its_pod(shim: Shim, world: World) -> None:
