@@ -6,17 +6,27 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from runtime.errors import Unsupported
+from runtime.errors import CgroupError, StageError, Unsupported
+from runtime.linux.fds import OwnedFd
 from runtime.spec.json import dump
 from runtime.spec.load import load_spec
 from runtime.spec.model import IdMapping
-from shim.landlord import config
+from runtime.waiting import Sleep
+from shim import landlord
+from shim.landlord import Landlord, config
 from shim.landlord_program import program
+from shim.loop import Loop
+from shim.options import Handler
 from shim.pod_plan import PodPlan
+from tests.unit.shim.fake_container import Reaper
+from tests.unit.shim.loops import drive, turn_until
 
 PLAN = PodPlan("p1", ("network", "uts", "ipc", "pid"), cgroup_parent="/pods")
 
@@ -44,6 +54,124 @@ def test_its_ids_are_mapped() -> None:
 def test_a_pod_without_a_cgroup_says_nothing_of_the_landlords() -> None:
     spec = load_spec(dump(config(PodPlan("p1", ("pid",)), {}, 0)))
     assert spec.linux.cgroups_path is None
+
+
+# --- its life -----------------------------------------------------------------------------------------
+
+
+class World:
+    """A pod for a landlord whose process is one of ours, and what was asked of the runtime for it."""
+
+    def __init__(self, loop: Loop, directory: Path) -> None:
+        self.loop = loop
+        self.asked: list[str] = []
+        self.logged: list[str] = []
+        self.deaths: list[tuple[int, int]] = []
+        self.process = subprocess.Popen(["sleep", "60"])
+        self.reaper = Reaper(loop)
+        self.runtime = SimpleNamespace(
+            id="p1",
+            pid=self.process.pid,
+            pidfd=OwnedFd(os.pidfd_open(self.process.pid)),
+            ended=lambda: self.asked.append("ended"),
+        )
+        self.pod = SimpleNamespace(
+            loop=loop,
+            reaper=self.reaper,
+            keep=(),
+            host=None,
+            handler=Handler(),
+            log=SimpleNamespace(write=lambda _level, text: self.logged.append(text)),
+        )
+        self.bundle = directory / "bundle"
+        self.failing: dict[str, Exception] = {}
+
+    def step(self, name: str) -> Generator[Any, Any, Any]:
+        self.asked.append(name)
+        yield Sleep(0.001)
+        if name in self.failing:
+            raise self.failing[name]
+        return self.runtime
+
+    def reap(self) -> None:
+        """As the reaper does when somebody has killed it."""
+        if self.process.poll() is None:
+            self.loop.call_later(0.005, self.reap)
+        else:
+            self.reaper.end(self.process.pid, -self.process.returncode)
+
+    def bring_up(self) -> Landlord:
+        """The landlord, running."""
+        made: Landlord = drive(
+            self.loop,
+            landlord.bring_up(
+                self.pod,  # type: ignore[arg-type]
+                PLAN,
+                str(self.bundle),
+                {},
+                lambda status, when_ns: self.deaths.append((status, when_ns)),
+            ),
+        )
+        return made
+
+
+@pytest.fixture
+def world(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = World(loop, tmp_path)
+    for name, step in (("create_apart", "create"), ("start", "start"), ("delete", "delete")):
+        monkeypatch.setattr(landlord, name, lambda *_arguments, step=step: made.step(step))
+    yield made
+    made.process.kill()
+    made.process.wait()
+    made.runtime.pidfd.close()
+
+
+def test_its_death_is_told_once_and_what_it_has_is_removed_later(world: World) -> None:
+    made = world.bring_up()
+    assert world.asked == ["create", "start"]
+    world.process.kill()
+    world.reap()
+    turn_until(world.loop, lambda: world.deaths)
+    assert world.deaths == [(signal.SIGKILL, 1_000_000_000)]
+    drive(world.loop, made.remove())
+    assert world.asked[2:] == ["ended", "delete"]
+    assert len(world.deaths) == 1
+
+
+def test_one_that_is_removed_is_killed_first_and_nobody_is_told_of_its_death(world: World) -> None:
+    made = world.bring_up()
+    world.reap()
+    drive(world.loop, made.remove())
+    assert world.process.returncode == -signal.SIGKILL
+    assert world.asked[2:] == ["ended", "delete"]
+    assert world.deaths == []
+
+
+def test_what_one_has_that_does_not_end_is_not_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(landlord, "_END_TIMEOUT_S", 0.02)
+    made = world.bring_up()
+    with pytest.raises(TimeoutError, match=f"landlord {made.pid} was killed and has not ended yet"):
+        drive(world.loop, made.remove())
+    assert "delete" not in world.asked
+
+
+def test_one_whose_start_fails_is_killed_reaped_and_removed(world: World) -> None:
+    world.failing["start"] = StageError("2:INIT", "execute", "/manor-landlord", "no")
+    world.reap()
+    with pytest.raises(StageError, match="no"):
+        world.bring_up()
+    assert world.process.returncode == -signal.SIGKILL
+    assert world.asked == ["create", "start", "ended", "delete"]
+
+
+def test_a_start_that_failed_is_told_though_what_is_left_cannot_be_removed(world: World) -> None:
+    world.failing = {"start": StageError("2:INIT", "execute", "x", "first"), "delete": CgroupError("second")}
+    world.reap()
+    with pytest.raises(StageError, match="first"):
+        world.bring_up()
+    assert world.logged == ["remove landlord p1: second"]
 
 
 @pytest.mark.skipif(os.uname().machine not in ("x86_64", "aarch64"), reason="nobody has written it")

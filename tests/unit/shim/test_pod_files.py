@@ -81,6 +81,19 @@ def test_all_of_it_goes_and_nothing_else(files: PodFiles, tmp_path: Path) -> Non
     files.remove()
 
 
+@pytest.mark.parametrize("is_link", [True, False])
+def test_what_is_in_its_place_goes_and_what_that_leads_to_stays(
+    files: PodFiles, tmp_path: Path, is_link: bool
+) -> None:
+    outside = tmp_path / "outside"
+    (outside / "etc").mkdir(parents=True)
+    place = Path(files.directory)
+    place.symlink_to(outside) if is_link else place.touch()
+    files.remove()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["outside"]
+    assert (outside / "etc").exists()
+
+
 def test_the_label_of_its_files_has_no_categories_and_follows_no_symlink(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -228,6 +228,12 @@ def test_what_the_pod_shares_with_the_node_is_left_out() -> None:
     assert adapted.linux.namespaces == (Namespace("mount"),)
 
 
+def test_a_container_of_the_nodes_network_has_pids_of_its_own() -> None:
+    node = replace(TENANCY, paths={"ipc": PATHS["ipc"]})
+    own = Namespace("pid")
+    assert adapt(spec(own, *of_process(100, "network")), node).linux.namespaces == (own,)
+
+
 @pytest.mark.parametrize("kind", ["pid", "user", "mount", "cgroup", "time"])
 def test_what_the_pod_does_not_have_is_never_the_nodes(kind: str) -> None:
     with pytest.raises(ConfigError, match=f"do not share a {kind} namespace"):
@@ -242,6 +248,11 @@ def test_the_pods_files_are_mounted_where_the_container_has_none_of_its_own() ->
         ("/etc/hostname", "/pod/hostname", "rw"),
         ("/etc/resolv.conf", "/pod/resolv.conf", "rw"),
     ]
+
+
+def test_a_file_that_the_pod_does_not_have_is_not_mounted() -> None:
+    tenancy = replace(TENANCY, files={"/etc/hostname": "/pod/hostname"})
+    assert [each.destination for each in adapt(spec(), tenancy).mounts] == ["/etc/hostname"]
 
 
 def test_a_read_only_container_cannot_write_to_the_pods_files() -> None:
@@ -260,8 +271,16 @@ def test_dev_shm_is_the_pods_for_who_shares_its_ipc_namespace() -> None:
     assert adapt(spec(*of_process(100, "ipc"), mounts=mounts), node).mounts[1] == DEFAULT_SHM
 
 
-def test_a_volume_in_place_of_dev_shm_stays() -> None:
-    volume = Mount("/dev/shm", "bind", "/volume", ("rbind",))
+@pytest.mark.parametrize(
+    "volume",
+    [
+        Mount("/dev/shm", "bind", "/volume", ("rbind",)),
+        Mount("/dev/shm", "bind", "shm", ("rbind",)),
+        Mount("/dev/shm", "tmpfs", "tmpfs", ("size=1m",)),
+        Mount("/shm", "tmpfs", "shm", ("size=1m",)),
+    ],
+)
+def test_a_volume_in_place_of_dev_shm_or_like_it_stays(volume: Mount) -> None:
     assert adapt(spec(*of_process(100, "ipc"), mounts=(volume,)), TENANCY).mounts[0] == volume
 
 
