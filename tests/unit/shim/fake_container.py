@@ -56,7 +56,11 @@ class Reaper:
             self._loop.call_soon(ended, self._kept[pid], 1_000_000_000)
             return SimpleNamespace(cancel=lambda: None)
         self._watches.setdefault(pid, []).append(ended)
-        return SimpleNamespace(cancel=lambda: self._watches[pid].remove(ended))
+        return SimpleNamespace(cancel=lambda: self._cancel(pid, ended))
+
+    def _cancel(self, pid: int, ended: Callable[[int, int], None]) -> None:
+        if ended in self._watches.get(pid, []):
+            self._watches[pid].remove(ended)
 
     def end(self, pid: int, wait_status: int = 0) -> None:
         if self._holds:

@@ -147,9 +147,7 @@ def test_one_that_is_removed_is_killed_first_and_nobody_is_told_of_its_death(wor
     assert world.deaths == []
 
 
-def test_what_one_has_that_does_not_end_is_not_removed(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_one_has_that_does_not_end_is_not_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(landlord, "_END_TIMEOUT_S", 0.02)
     made = world.bring_up()
     with pytest.raises(TimeoutError, match=f"landlord {made.pid} was killed and has not ended yet"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -111,6 +112,9 @@ def test_the_socket_of_a_dead_shim_is_replaced(tmp_path: Path) -> None:
     again = sockets.listen(path)
     assert again is not None
     again.close()
+    for _ in range(2):
+        sockets.remove_socket(path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_of_many_starts_at_once_one_becomes_the_shim(tmp_path: Path, impatient: None) -> None:
@@ -135,6 +139,42 @@ def test_of_many_starts_at_once_one_becomes_the_shim(tmp_path: Path, impatient: 
     assert len(won) == 1
     assert sockets.is_served(path)
     won[0].close()
+
+
+def test_who_is_about_to_listen_keeps_others_out_and_looks_again_when_it_is_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def claim() -> None:
+        with OwnedFd(os.open(tmp_path, os.O_RDONLY)) as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    first = sockets.listen(str(tmp_path / "socket"), claim)
+    assert first is not None
+    answers = [False, True]  # it came up while we waited for our turn
+    monkeypatch.setattr(sockets, "is_served", lambda _path: answers.pop(0))
+    assert sockets.listen(str(tmp_path / "socket"), claim) is None
+    assert (tmp_path / "socket").is_socket()
+    first.close()
+
+
+def test_what_is_in_the_way_of_a_socket_is_named_and_left(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for place, why in (
+        ("directory", "listen on .*/directory: Is a directory"),
+        ("loop", "listen on .*/loop: Too many levels of symbolic links"),
+        ("file/a/socket", "create directory .*/file/a: Not a directory"),
+    ):
+        with pytest.raises(SocketError, match=why):
+            sockets.listen(str(tmp_path / place))
+    assert sorted(os.listdir(tmp_path)) == ["directory", "file", "loop"]
+
+
+def test_a_directory_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(SocketError, match="others may write"):
+        sockets.listen(str(tmp_path / "socket"))
 
 
 def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
@@ -179,7 +219,8 @@ def test_a_pods_state_lies_where_its_handler_wants_it_and_is_found_where_it_is_l
     tmp_path: Path,
 ) -> None:
     pod, root = tmp_path / "run" / "pods" / "abc", tmp_path / "root"
-    sockets.place_pod(str(pod), str(root))
+    for _ in range(2):
+        sockets.place_pod(str(pod), str(root))
     sockets.record_socket(str(pod), "/s")
     sockets.place_pod(str(pod), str(root))
     assert sockets.recorded_socket(str(root / "abc")) == sockets.recorded_socket(str(pod)) == "/s"
@@ -193,6 +234,11 @@ def test_a_pods_state_that_is_there_already_stays_there(tmp_path: Path) -> None:
     sockets.place_pod(str(pod), str(root))
     assert not pod.is_symlink()
     assert list(root.iterdir()) == []
+    (root / "abc" / "c1").mkdir(parents=True, mode=0o700)
+    (root / "abc").chmod(0o700)
+    sockets.place_pod(str(pod), str(root))
+    assert not pod.is_symlink()
+    assert (root / "abc" / "c1").is_dir()
 
 
 def test_a_full_disk_is_told_by_the_file_that_did_not_fit_and_not_by_the_socket(

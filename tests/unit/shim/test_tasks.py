@@ -8,21 +8,25 @@ import socket
 import tempfile
 import weakref
 from collections.abc import Generator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from runtime.waiting import Exit, Readable, Sleep, Writable
+from shim import loop as loops
 from shim.loop import Loop
 from shim.tasks import Cancelled, Mutex, Outcome, spawn, within
+from tests.unit.shim.fake_container import Reaper
 from tests.unit.shim.loops import drive, turn_until
 
 
-def test_a_generator_is_resumed_when_its_descriptor_is_readable(loop: Loop) -> None:
+@pytest.mark.parametrize("limit_s", [5, None])
+def test_a_generator_is_resumed_when_its_descriptor_is_readable(loop: Loop, limit_s: float | None) -> None:
     left, right = socket.socketpair()
 
     def read() -> Generator[Any, Any, bytes]:
-        yield Readable(left.fileno(), 5)
+        yield Readable(left.fileno(), limit_s)
         return left.recv(10)
 
     with left, right:
@@ -44,6 +48,61 @@ def test_a_time_limit_is_thrown_in_and_the_descriptor_is_free_again(loop: Loop) 
 
     with left, right:
         assert drive(loop, read()) == "no answer within 0.01 s"
+
+
+def test_a_time_limit_ends_with_the_wait_that_it_was_for(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(loops, "time", SimpleNamespace(monotonic=lambda: now))
+    reaper = Reaper(loop)
+    loop.reaper = reaper  # type: ignore[assignment]
+    left, right = socket.socketpair()
+    seen: list[object] = []
+
+    def run() -> Generator[Any, Any, None]:
+        yield Readable(left.fileno(), 10)
+        seen.append("readable")
+        yield Exit(7, 10)
+        seen.append("ended")
+        yield Outcome()
+
+    with left, right:
+        right.sendall(b"now")
+        task = spawn(loop, run(), lambda _value, failure: seen.append(failure))
+        loop.turn()
+        reaper.end(7)
+        loop.turn()
+        now = 100.0
+        loop.call_soon(lambda: None)
+        loop.turn()
+        assert seen == ["readable", "ended"]
+        task.cancel()
+
+
+@pytest.mark.parametrize("kind", ["outcome", "exit"])
+def test_who_was_told_that_it_took_too_long_is_not_resumed_by_what_has_come_meanwhile(
+    loop: Loop, kind: str
+) -> None:
+    reaper = Reaper(loop)
+    loop.reaper = reaper  # type: ignore[assignment]
+    first, second = Outcome(), Outcome()
+    seen: list[object] = []
+
+    def run() -> Generator[Any, Any, None]:
+        try:
+            yield first if kind == "outcome" else Exit(7)
+        except TimeoutError:
+            seen.append("too late")
+        seen.append((yield second))
+
+    task = spawn(loop, run())
+    first.set("the first")
+    reaper.end(7)
+    task.cancel(TimeoutError())
+    loop.turn()
+    assert seen == ["too late"]
+    second.set("the second")
+    loop.turn()
+    assert seen == ["too late", "the second"]
 
 
 def test_a_regular_file_is_always_ready(loop: Loop) -> None:
@@ -188,6 +247,20 @@ def test_a_failure_nobody_waits_for_goes_to_the_one_place(loop: Loop) -> None:
     while not failures:
         loop.turn()
     assert str(failures[0]) == "mine"
+
+
+def test_that_a_task_was_called_off_is_no_failure(loop: Loop) -> None:
+    failures: list[Exception] = []
+    loop.on_failure = failures.append
+
+    def run() -> Generator[Any, Any, None]:
+        yield Outcome()
+
+    task = spawn(loop, run())
+    assert not task.done
+    task.cancel()
+    assert task.done
+    assert failures == []
 
 
 def test_within_says_whether_the_outcome_came_in_time(loop: Loop) -> None:
