@@ -122,6 +122,30 @@ def test_a_reopen_waits_for_a_stuck_writer_no_longer_than_it_may(
     end(loop, io, child)
 
 
+@pytest.mark.parametrize(
+    ("what", "why"), [("killed", "the writer has gone"), ("closed", "the log is closed")]
+)
+def test_a_reopen_is_answered_when_its_log_ends_meanwhile(
+    loop: Loop, tmp_path: Path, what: str, why: str
+) -> None:
+    io, child = opened(loop, f"cri-log://{tmp_path}/0.log")
+    (writer,) = children()
+    os.kill(writer, signal.SIGSTOP)
+    results: list[Exception | None] = []
+    spawn(loop, io.reopen(), lambda _value, failure: results.append(failure))
+    settle(loop)
+    assert not results
+    if what == "killed":
+        os.kill(writer, signal.SIGKILL)
+    else:
+        io.close()
+        os.kill(writer, signal.SIGCONT)
+    turn_until(loop, lambda: results, LIMIT_S)
+    assert isinstance(results[0], SinkError)
+    assert str(results[0]).endswith(why)
+    end(loop, io, child)
+
+
 def opened_patiently(loop: Loop, uri: str, monkeypatch: pytest.MonkeyPatch) -> tuple[PipeIo, Child]:
     """Opened with the usual time, whatever limit the test has set for what follows."""
     limit_s = sinks.OPEN_TIMEOUT_S

@@ -139,6 +139,47 @@ def test_an_exit_that_was_told_is_forgotten_although_something_else_is_being_sta
     assert in_a_process(scenario) == "forgotten"
 
 
+def test_children_that_live_on_neither_stop_the_loop_nor_keep_it_busy() -> None:
+    def scenario(_loop: Loop, _reaper: Reaper) -> Generator[Any, Any, str]:
+        waitpid, calls = os.waitpid, []
+
+        def counted(pid: int, options: int) -> tuple[int, int]:
+            calls.append(pid)
+            return waitpid(pid, options)
+
+        long_lived = child(0, 60)
+        os.waitpid = counted
+        yield Exit(child(3, 0.01), 5)
+        yield Sleep(0.1)
+        os.kill(long_lived, signal.SIGKILL)
+        yield Exit(long_lived, 5)
+        return "quiet" if len(calls) < 10 else f"{len(calls)} calls"
+
+    assert in_a_process(scenario) == "quiet"
+
+
+def test_nothing_is_kept_of_those_that_were_told_called_off_or_not_wanted() -> None:
+    """It would be taken for the exit of whoever has the pid next, and a shim lives for months."""
+
+    def scenario(loop: Loop, reaper: Reaper) -> Generator[Any, Any, str]:
+        with reaper.hold():
+            early, late, unwanted, called_off = (child(5, delay_s) for delay_s in (0.0, 0.05, 0.0, 0.05))
+            for pid in (early, late):
+                yield Claim(pid)
+            for pid in (early, unwanted):
+                let_it_end(pid)
+            yield Sleep(0.02)
+            for pid in (early, late):
+                yield Exit(pid, 5)
+            reaper.watch(called_off, lambda _status, _when: None).cancel()
+            holding = reaper.holding
+            left_in_it = list(reaper._unclaimed)
+        kept = [*reaper._watches, *reaper._claimed, *reaper._kept, *reaper._unclaimed]
+        return str((holding, reaper.holding, unwanted in left_in_it, kept))
+
+    assert in_a_process(scenario) == "(True, False, True, [])"
+
+
 def test_an_orphan_that_nobody_asked_for_is_reaped_silently() -> None:
     def scenario(_loop: Loop, _reaper: Reaper) -> Generator[Any, Any, str]:
         readable, writable = os.pipe()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,17 @@ import pytest
 from runtime.errors import ManorError
 from runtime.linux.constants import WALL
 from runtime.linux.fds import close_all, send_with_fds, socketpair
+from runtime.stages.channel import Channel
+from runtime.stages.clone import Step, clone_stage
+from shim import sinks
 from shim.destinations import FILE, Destination
 from shim.loop import Loop
-from shim.sinks import SinkError
+from shim.sinks import MOST_WRITERS, SinkError
 from shim.stdio import Streams, open_pipes
 from shim.writer import FINISH, Target, Writer
-from tests.unit.shim.log_io import LIMIT_S, OWNER, children, end, lines, opened, turn_until_there
+from tests.unit.shim.log_io import LIMIT_S, OWNER, Heard, children, end, lines, opened, turn_until_there
 from tests.unit.shim.loops import drive, settle, turn_until
-from tests.unit.shim.test_stdio import Child, Client, fifo
+from tests.unit.shim.test_stdio import Child, Client, fifo, interrupted_after
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -101,6 +105,114 @@ def test_a_writer_that_is_killed_is_followed_by_another(loop: Loop, tmp_path: Pa
     drive(loop, io.reopen(), LIMIT_S)
     end(loop, io, child)
     assert [content for *_, content in lines(path)] == [b"first", b"second"]
+
+
+def kill(writer: int) -> None:
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, WALL)
+
+
+def test_writers_that_are_killed_again_and_again_are_given_up(loop: Loop, tmp_path: Path) -> None:
+    heard = Heard()
+    log = f"file://{tmp_path}/log"
+    io = drive(loop, open_pipes(loop, Streams(stdout=log), OWNER, heard), LIMIT_S)
+    child = Child(io)
+    io.attach(None)
+    for number in range(1, MOST_WRITERS + 1):
+        assert not io.drained.done
+        (writer,) = children()
+        kill(writer)
+        turn_until(loop, lambda number=number: len(heard.lines) == number, LIMIT_S)
+    assert heard.lines[-1].endswith(f"{MOST_WRITERS} writers were killed: given up")
+    assert io.drained.done
+    assert children() == []
+    with pytest.raises(BrokenPipeError):
+        os.write(child.stdout, b"for nobody")
+    child.close()
+    io.close()
+
+
+def test_a_writer_that_cannot_be_followed_by_another_ends_the_log(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> tuple[int, int]:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    heard = Heard()
+    io = drive(loop, open_pipes(loop, Streams(stdout=f"file://{tmp_path}/log"), OWNER, heard), LIMIT_S)
+    child = Child(io)
+    io.attach(None)
+    monkeypatch.setattr(sinks, "clone_stage", refuse)
+    (writer,) = children()
+    kill(writer)
+    turn_until(loop, lambda: io.drained.done, LIMIT_S)
+    assert "Resource temporarily unavailable" in heard.lines[-1]
+    child.close()
+    io.close()
+
+
+def test_a_writer_that_is_killed_while_it_finishes_is_followed_by_one_that_does(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody in the background has the pipe: it would go on for as long as that does."""
+    monkeypatch.setattr("shim.stdio.DRAIN_AFTER_EXIT_S", 0.02)
+    path = tmp_path / "log"
+    io, child = opened(loop, f"file://{path}")
+    (writer,) = children()
+    os.kill(writer, signal.SIGSTOP)
+    os.write(child.stdout, b"said")
+    io.process_ended()
+    settle(loop, 0.1)
+    kill(writer)
+    turn_until(loop, lambda: io.drained.done, LIMIT_S)
+    assert path.read_bytes() == b"said"
+    child.close()
+    io.close()
+
+
+def test_closing_ends_the_writer_although_somebody_in_the_background_has_its_pipe(
+    loop: Loop, tmp_path: Path
+) -> None:
+    io, child = opened(loop, f"file://{tmp_path}/log")
+    os.write(child.stdout, b"said")
+    io.close()
+    turn_until(loop, nobody_runs, LIMIT_S)
+    assert (tmp_path / "log").read_bytes() == b"said"
+    child.close()
+
+
+def test_a_file_that_takes_its_time_to_be_opened_stops_neither_the_loop_nor_the_client(
+    loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server that does not answer, say."""
+    gate, opens = os.pipe()
+
+    def wait(_destination: Destination) -> Target:
+        os.close(opens)
+        os.read(gate, 1)
+        os._exit(0)
+
+    monkeypatch.setattr(sinks, "Target", wait)
+    monkeypatch.setattr(sinks, "clone_stage", keeping(gate, opens))
+    monkeypatch.setattr(sinks, "OPEN_TIMEOUT_S", 0.05)
+    with (
+        interrupted_after(LIMIT_S),
+        pytest.raises(SinkError, match=r"open stdout .*/log: not done within 0.05 s"),
+    ):
+        opened(loop, f"file://{tmp_path}/log")
+    os.close(gate)
+    os.close(opens)
+
+
+def keeping(*fds: int) -> Callable[..., tuple[int, int]]:
+    """A clone_stage whose child has `fds`, too."""
+
+    def clone(
+        name: str, run: Callable[[Step], None], report: Channel, kept: tuple[int, ...]
+    ) -> tuple[int, int]:
+        return clone_stage(name, run, report, (*kept, *fds))
+
+    return clone
 
 
 def test_a_writer_outlives_its_shim_and_writes_what_was_said(loop: Loop, tmp_path: Path) -> None:
