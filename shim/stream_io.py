@@ -74,12 +74,13 @@ class _End:
         self._what = f"{name} streaming_id={stream_id}"
         self._id = stream_id
         self._stream: Stream | None = None
+        self._left = False  # the client has said all: nobody comes in its place
 
     def _wait_for_client(self) -> Operation[None]:
-        """Take the stream, and wait for who opens it. StreamError, AlreadyExists."""
+        """Take the stream, and wait for who opens it, and may have left it already. StreamError, AlreadyExists."""
         self._exchange.claim(self._id, self)
         waited_s, delay_s = 0.0, 0.001
-        while self._stream is None:
+        while self._stream is None and not self._left:
             if waited_s >= CLIENT_TIMEOUT_S:
                 limit = f"{CLIENT_TIMEOUT_S:g} s"
                 raise StreamError(f"open {self._what}: no client opened it at this shim within {limit}")
@@ -135,7 +136,6 @@ class StreamOutput(_End):
         self._leaving = 0  # how much of it is in the frame that is being sent
         self._owed: int | None = None  # how much is still to be passed on, once that has been settled
         self._said_all = False
-        self._left = False  # the client has hung up on purpose: nobody comes in its place
         self._farewell: Timer | None = None
 
     def open(self) -> Operation[None]:
@@ -316,7 +316,6 @@ class StreamInput(_End):
         self._sink = OwnedFd(-1)  # open while there is a client, or something of it
         self._held = bytearray()  # what came and is not in the pipe
         self._promised = 0  # how much the client may send
-        self._all_came = False
 
     def open(self) -> Operation[None]:
         """Make the pipe, and wait for the client. StreamError, AlreadyExists, OSError."""
@@ -357,7 +356,7 @@ class StreamInput(_End):
     def closed(self) -> None:
         """The client has sent all."""
         self._hang_up()
-        self._all_came = True
+        self._left = True
         self._write()
 
     def gone(self) -> None:
@@ -395,7 +394,7 @@ class StreamInput(_End):
                 self._loop.unwatch(self._sink.fileno())
             if self._stream is None:
                 self._close_sink()
-                if self._all_came:
+                if self._left:
                     self.keeper.close()
         self._make_room()
 

@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from tests.unit.shim.loops import settle
-from tests.unit.shim.stream_peer import Street, opened
+from tests.unit.shim.loops import settle, turn_until
+from tests.unit.shim.stream_peer import LIMIT_S, Street, opened
+from tests.unit.shim.test_stdio import read_now, turns_in
 
 ROOM = 64 * 1024
 
@@ -90,6 +91,59 @@ def test_a_process_that_does_not_read_stops_the_client(street: Street) -> None:
             settle(street.loop, 0.01)
             quiet += 1
     assert sent <= 3 * ROOM
+    child.close()
+    io.close()
+
+
+def test_a_process_that_begins_to_read_late_gets_all_and_the_loop_is_quiet_then(street: Street) -> None:
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    sent, quiet = bytearray(), 0
+    while quiet < 5:
+        if size := into.turn().room_at_shim:  # all of it, at once
+            quiet, data = 0, os.urandom(size)
+            into.write(data)
+            sent += data
+        else:
+            settle(street.loop, 0.01)
+            quiet += 1
+    os.set_blocking(child.stdin, False)
+    got = bytearray()
+
+    def read_on() -> bool:
+        got.extend(read_now(child.stdin) or b"")
+        return len(got) >= len(sent)
+
+    turn_until(street.loop, read_on, LIMIT_S)
+    assert got == sent
+    assert turns_in(street.loop, 0.2) < 20
+    child.close()
+    io.close()
+
+
+def test_a_client_that_has_said_all_before_there_is_a_process_ends_its_input(street: Street) -> None:
+    into = street.peer("in")
+    into.say_all()
+    settle(street.loop)
+    io, child = opened(street, stdin="in")
+    os.set_blocking(child.stdin, False)
+    turn_until(street.loop, lambda: read_now(child.stdin) == b"", LIMIT_S)
+    child.close()
+    io.close()
+
+
+def test_a_client_may_come_again_after_stdin_was_closed(street: Street) -> None:
+    into = street.peer("in")
+    io, child = opened(street, stdin="in")
+    io.close_stdin()
+    into.hang_up()
+    settle(street.loop)
+    again = street.peer("in")
+    again.wait_for_room()
+    again.write(b"for nobody")
+    settle(street.loop)
+    assert not again.turn().failure
+    assert os.read(child.stdin, 100) == b""
     child.close()
     io.close()
 

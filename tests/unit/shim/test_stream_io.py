@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import tty
@@ -250,6 +251,132 @@ def test_what_is_taken_out_of_the_pipe_again_is_not_waited_for(
     os.close(thief)
     child.close()
     io.close()
+
+
+def test_an_event_with_nothing_behind_it_is_not_the_end(street: Street) -> None:
+    """Somebody else has read from the pipe between the event and us."""
+    out = street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    turn_until(street.loop, lambda: street.loop.is_watched(io._sinks[0]._source.fileno()), LIMIT_S)
+    io._sinks[0]._on_source(0)
+    os.write(child.stdout, b"here")
+    assert out.read_until(4) == b"here"
+    child.close()
+    io.close()
+
+
+def test_somebody_in_the_background_who_goes_on_writing_is_cut_off(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.01)
+    out = street.peer("out")
+    io, child = opened(street, stdout="out")
+    sent = fill(street, child.stdout)
+    io.process_ended()
+    settle(street.loop, 0.1)
+    out.make_room(1 << 30)
+
+    def read_and_go_on() -> bool:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(child.stdout, bytes(4096))
+        return out.turn().ended
+
+    turn_until(street.loop, read_and_go_on, LIMIT_S)
+    assert bytes(out.received[: len(sent)]) == sent
+    child.close()
+    io.close()
+
+
+def test_a_client_that_has_left_before_there_is_a_process_is_not_waited_for(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.01)
+    street.peer("out").say_all()
+    settle(street.loop)
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, b"nobody wants it")
+    io.process_ended()
+    turn_until(street.loop, lambda: io.drained.done, LIMIT_S)
+    child.close()
+    io.close()
+
+
+def test_a_client_that_hangs_up_on_what_is_left_ends_it(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.01)
+    out = street.peer("out")
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, b"nobody wants it")
+    io.process_ended()
+    settle(street.loop, 0.1)
+    assert not io.drained.done
+    out.say_all()
+    turn_until(street.loop, lambda: io.drained.done, LIMIT_S)
+    child.close()
+    io.close()
+
+
+def test_closing_while_the_rest_is_on_its_way_stops_it(
+    street: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.02)
+    street.peer("out", 1 << 20)
+    io, child = opened(street, stdout="out")
+    fill(street, child.stdout)
+    io.process_ended()
+    street.loop.call_later(0.02, io.close)  # right behind the end of the drain
+    settle(street.loop, 0.1)
+    assert io.drained.done
+    child.close()
+
+
+def test_a_client_that_returns_when_all_was_said_is_told_the_end(street: Street) -> None:
+    out = street.peer("out", ROOM)
+    io, child = opened(street, stdout="out")
+    os.write(child.stdout, b"all")
+    child.close()
+    assert out.read_all() == b"all"
+    out.hang_up()
+    turn_until(street.loop, lambda: io.drained.done, LIMIT_S)
+    assert street.peer("out").read_all() == b""
+    io.close()
+
+
+def test_who_takes_the_place_of_a_client_that_does_not_read_gets_the_piece_that_was_on_its_way(
+    street: Street,
+) -> None:
+    first = street.peer("out", 1 << 20)
+    io, child = opened(street, stdout="out")
+    sent = fill(street, child.stdout)
+    second = street.peer("out", 1 << 20)
+    child.close()
+    rest = second.read_all()
+    assert "another client has opened it" in first.wait_for_failure()
+    assert sent == bytes(first.received[: len(sent) - len(rest)]) + rest
+    io.close()
+
+
+def test_the_streams_of_one_process_leave_nothing_in_the_way_of_the_next(street: Street) -> None:
+    """The next gets descriptors of the same numbers, and may have streams of the same names."""
+    for _ in range(3):
+        street.peer("out", ROOM).hang_up()
+        street.peer("in"), street.peer("out")
+        io, child = opened(street, stdin="in", stdout="out")
+        out, into = street.peer("out", ROOM), street.peer("in")
+        into.wait_for_room()
+        into.write(b"typed")
+        os.write(child.stdout, b"said")
+        assert out.read_until(4) == b"said"
+        assert os.read(child.stdin, 100) == b"typed"
+        child.close()
+        assert out.read_all() == b"said"
+        io.close()
+        assert into.read_all() == b""
+        for peer in (out, into):
+            peer.hang_up()
+        settle(street.loop)
+        assert (street.exchange._ends, street.exchange._arrivals, street.exchange.early_bytes) == ({}, {}, 0)
 
 
 def test_closing_tells_a_client_the_end_although_a_grandchild_keeps_it_open(street: Street) -> None:
