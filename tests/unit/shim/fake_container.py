@@ -105,6 +105,8 @@ class Runtime:
         spec = load_spec(read_config(request.bundle))
         pid = yield from self._step("create")
         self.next_pid += 1
+        if "create" in self.ending:
+            self.reaper.end(pid, self.ending["create"])
         is_first = any(each.type == "pid" and not each.path for each in spec.linux.namespaces)
         terms = Terms(namespaces=0, init_is_first=is_first)
         made = SimpleNamespace(

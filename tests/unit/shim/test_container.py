@@ -5,26 +5,30 @@ The runtime is a stand-in that records what it is asked; processes are numbers w
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime.errors import ConfigError, InvalidState, NotFound, StageError
+from runtime.errors import ConfigError, InvalidArgument, InvalidId, InvalidState, NotFound, StageError
 from runtime.linux.fds import OwnedFd
 from runtime.waiting import Sleep
 from shim import container as containers
 from shim import process
 from shim.api import task, types
+from shim.api.options import Options
 from shim.loop import Loop
 from shim.stdio import PipeIo
 from shim.tasks import Outcome
 from shim.ttrpc import status
 from shim.ttrpc.connection import Call
 from shim.ttrpc.status import RpcError
-from tests.unit.shim.fake_container import Shim
+from tests.unit.shim.fake_container import PROCESS, Shim
 from tests.unit.shim.loops import drive, settle, turn_until
 
 PRIVATE_PID = {"namespaces": [{"type": "pid"}]}
@@ -152,6 +156,18 @@ def test_pausing_is_seen_in_the_state_of_every_process(shim: Shim) -> None:
     shim.ask("Resume", task.ResumeRequest("c1"))
     assert shim.status() == types.STATUS_RUNNING
     assert shim.told()[-2:] == ["paused", "resumed"]
+    shim.ask("Kill", task.KillRequest("c1", "", 15))
+    assert shim.runtime.asked[-1] == "kill 15 False"
+
+
+def test_a_pause_waits_for_a_start_that_is_under_way(shim: Shim) -> None:
+    shim.create()
+    starting = shim.begin("Start", task.StartRequest("c1"))
+    pausing = shim.begin("Pause", task.PauseRequest("c1"))
+    assert shim.runtime.asked[-1] == "start"
+    turn_until(shim.loop, lambda: pausing)
+    assert isinstance(starting[0], task.StartResponse)
+    assert shim.told() == ["create", "start", "paused"]
 
 
 def test_a_container_that_is_not_started_is_not_paused(shim: Shim) -> None:
@@ -185,6 +201,188 @@ def test_ids_that_are_taken_bad_or_unknown_are_told_apart(shim: Shim) -> None:
     with pytest.raises(RpcError) as failure:
         shim.start(exec_id="e9")
     assert failure.value.code == status.NOT_FOUND
+
+
+def test_what_cannot_be_created_is_refused_before_anything_is_done(shim: Shim) -> None:
+    with pytest.raises(InvalidId):
+        shim.create("../c")
+    bundle = str(shim.directory)
+    with pytest.raises(RpcError) as failure:
+        shim.ask("Create", task.CreateTaskRequest(id="c1", bundle=bundle, checkpoint="/var/checkpoint"))
+    assert failure.value.code == status.UNIMPLEMENTED
+    assert (shim.runtime.asked, len(shim.pod)) == ([], 0)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 65, 1 << 31])
+def test_a_signal_that_does_not_exist_is_sent_to_nobody(shim: Shim, number: int) -> None:
+    shim.create()
+    shim.start()
+    shim.add_exec()
+    shim.start(exec_id="e1")
+    with pytest.raises(InvalidArgument, match=f"signal {number} does not exist"):
+        shim.ask("Kill", task.KillRequest("c1", "e1", number))
+
+
+def test_an_exec_hears_each_signal_until_it_has_ended(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    shim.add_exec()
+    with subprocess.Popen(["sleep", "60"]) as running:
+        try:
+            shim.runtime.pidfd = OwnedFd(os.pidfd_open(running.pid))
+            shim.start(exec_id="e1")
+            shim.ask("Kill", task.KillRequest("c1", "e1", 1))
+            assert running.wait(30) == -1
+            with pytest.raises(RpcError, match="process already finished") as failure:  # and not told yet
+                shim.ask("Kill", task.KillRequest("c1", "e1", 1))
+            assert failure.value.code == status.NOT_FOUND
+        finally:
+            running.kill()
+    shim.runtime.pidfd.close()
+
+
+def test_who_waits_for_an_exec_that_is_deleted_before_its_start_is_told(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    shim.add_exec()
+    waiting = shim.begin("Wait", task.WaitRequest("c1", "e1"))
+    shim.delete(exec_id="e1")
+    turn_until(shim.loop, lambda: waiting)
+    assert shim.told() == ["create", "start", "execadded"]
+
+
+def test_of_two_who_delete_an_exec_one_does_and_the_other_leaves_its_successor_alone(shim: Shim) -> None:
+    shim.create()
+    shim.start()
+    shim.add_exec()
+    shim.reaper.end(shim.start(exec_id="e1"))
+    io = shim.pod.find("c1").process("e1").io
+    assert io is not None
+    io.drained = Outcome()
+    first, second = (shim.begin("Delete", task.DeleteRequest("c1", "e1")) for _ in range(2))
+    io.drained.set()
+    turn_until(shim.loop, lambda: first)
+    assert not second
+    shim.add_exec()
+    turn_until(shim.loop, lambda: second)
+    assert isinstance(first[0], task.DeleteResponse)
+    assert isinstance(second[0], RpcError)
+    assert shim.status("e1") == types.STATUS_CREATED
+
+
+class Client:
+    """Who has a fifo for the output of each process, and reads it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._open: list[int] = []
+
+    def fifo(self) -> str:
+        path = str(self._directory / f"out-{len(self._open)}")
+        os.mkfifo(path)
+        self._open.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        return path
+
+    def close(self) -> None:
+        for number in self._open:
+            os.close(number)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    """No descriptor is left when it is gone."""
+    (tmp_path / "client").mkdir()
+    before = sorted(os.listdir("/proc/self/fd"))
+    made = Client(tmp_path / "client")
+    yield made
+    made.close()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def create_for(shim: Shim, client: Client, container_id: str = "c1") -> int:
+    """A container whose output goes to the client, and whose streams belong to user 1000."""
+    shim.create("other")
+    shim.delete("other")
+    request = task.CreateTaskRequest(
+        id=container_id,
+        bundle=str(shim.directory / "other"),
+        stdout=client.fifo(),
+        options=types.pack(Options(io_uid=1000, io_gid=1001)),
+    )
+    pid: int = shim.ask("Create", request).pid
+    return pid
+
+
+def add_exec_for(shim: Shim, client: Client, exec_id: str = "e1") -> None:
+    spec = types.Any("process", json.dumps(PROCESS).encode())
+    request = task.ExecProcessRequest(id="c1", exec_id=exec_id, spec=spec, stdout=client.fifo())
+    shim.ask("Exec", request)
+
+
+@pytest.fixture
+def owners(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Whom pipes were given to."""
+    given: list[tuple[int, int]] = []
+
+    def fchown(number: int, uid: int, gid: int) -> None:
+        assert stat.S_ISFIFO(os.fstat(number).st_mode)
+        given.append((uid, gid))
+
+    monkeypatch.setattr(os, "fchown", fchown)
+    return given
+
+
+def test_the_pipes_of_a_container_and_its_execs_belong_to_who_must_open_them(
+    shim: Shim, client: Client, owners: list[tuple[int, int]]
+) -> None:
+    """In a user namespace nobody could open root's by /dev/stdout. What is given back shows in `client`."""
+    pid = create_for(shim, client)
+    assert owners == [(1000, 1001)]
+    shim.start()
+    add_exec_for(shim, client)
+    shim.runtime.pidfd = OwnedFd(os.pidfd_open(os.getpid()))
+    exec_pid = shim.start(exec_id="e1")
+    assert owners == [(1000, 1001)] * 2
+    shim.reaper.end(exec_pid)
+    shim.delete(exec_id="e1")
+    assert shim.runtime.pidfd.closed
+    shim.reaper.end(pid)
+    shim.delete()
+
+
+def test_a_deleted_container_gives_back_what_its_execs_had(
+    shim: Shim, client: Client, owners: list[tuple[int, int]]
+) -> None:
+    pid = create_for(shim, client)
+    shim.start()
+    add_exec_for(shim, client)
+    shim.runtime.pidfd = OwnedFd(os.pidfd_open(os.getpid()))
+    shim.reaper.end(shim.start(exec_id="e1"))
+    shim.reaper.end(pid)
+    shim.delete()
+    assert shim.runtime.pidfd.closed
+
+
+@pytest.mark.parametrize("step", ["create", "exec"])
+def test_what_was_opened_for_a_process_that_cannot_be_had_is_closed(
+    shim: Shim, client: Client, owners: list[tuple[int, int]], step: str
+) -> None:
+    pid = create_for(shim, client)
+    shim.start()
+    add_exec_for(shim, client)
+    path = client.fifo()
+    before = len(os.listdir("/proc/self/fd"))
+    shim.runtime.failing[step] = StageError("2:INIT", "mount", "/x", "no such file")
+    with pytest.raises(StageError):
+        if step == "exec":
+            shim.start(exec_id="e1")
+        else:
+            bundle = str(shim.directory / "other")
+            shim.ask("Create", task.CreateTaskRequest(id="c2", bundle=bundle, stdout=path))
+    assert len(os.listdir("/proc/self/fd")) == before
+    shim.runtime.failing.clear()
+    shim.reaper.end(pid)
+    shim.delete()
 
 
 def test_deleting_a_container_forgets_its_execs_and_frees_the_id(shim: Shim) -> None:
@@ -227,6 +425,28 @@ def test_deleting_waits_longer_for_a_client_that_reads_slowly_than_for_a_writer_
     deleting = shim.begin("Delete", task.DeleteRequest("c1"))
     settle(shim.loop, 0.1)
     assert bool(deleting) is not pending
+    turn_until(shim.loop, lambda: deleting)
+    assert isinstance(deleting[0], task.DeleteResponse)
+
+
+@pytest.mark.parametrize("exec_id", ["", "e1"])
+def test_deleting_waits_a_moment_for_a_writer_that_lingers(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch, exec_id: str
+) -> None:
+    monkeypatch.setattr(containers, "QUIET_TIMEOUT_S", 60.0)
+    pid = shim.create()
+    shim.start()
+    if exec_id:
+        shim.add_exec()
+        pid = shim.start(exec_id=exec_id)
+    shim.reaper.end(pid)
+    io = shim.pod.find("c1").process(exec_id).io
+    assert io is not None
+    io.drained, io.pending = Outcome(), lambda: False  # type: ignore[method-assign]
+    deleting = shim.begin("Delete", task.DeleteRequest("c1", exec_id))
+    settle(shim.loop, 0.02)
+    assert not deleting
+    io.drained.set()
     turn_until(shim.loop, lambda: deleting)
     assert isinstance(deleting[0], task.DeleteResponse)
 

@@ -41,6 +41,14 @@ def test_an_init_that_ends_before_its_start_is_answered_is_reported_after_the_st
     assert shim.ask("Wait", task.WaitRequest("c1")).exit_status == 1
 
 
+def test_an_init_that_ends_before_its_create_is_answered_is_reported_after_the_create(shim: Shim) -> None:
+    shim.runtime.ending["create"] = 9
+    shim.create()
+    settle(shim.loop)
+    assert shim.told() == ["create", "exit c1"]
+    assert shim.ask("Wait", task.WaitRequest("c1")).exit_status == 137
+
+
 def test_an_exec_that_ends_before_its_start_is_answered_is_reported_after_the_start(shim: Shim) -> None:
     shim.create()
     shim.start()
