@@ -373,12 +373,13 @@ def test_what_was_opened_for_a_process_that_cannot_be_had_is_closed(
     path = client.fifo()
     before = len(os.listdir("/proc/self/fd"))
     shim.runtime.failing[step] = StageError("2:INIT", "mount", "/x", "no such file")
-    with pytest.raises(StageError):
-        if step == "exec":
-            shim.start(exec_id="e1")
-        else:
-            bundle = str(shim.directory / "other")
-            shim.ask("Create", task.CreateTaskRequest(id="c2", bundle=bundle, stdout=path))
+    if step == "exec":
+        answers = shim.begin("Start", task.StartRequest("c1", "e1"))
+    else:
+        bundle = str(shim.directory / "other")
+        answers = shim.begin("Create", task.CreateTaskRequest(id="c2", bundle=bundle, stdout=path))
+    turn_until(shim.loop, lambda: answers)
+    assert isinstance(answers[0], StageError)
     assert len(os.listdir("/proc/self/fd")) == before
     shim.runtime.failing.clear()
     shim.reaper.end(pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from runtime import state
+from runtime.errors import MountError
 from runtime.linux import procstat
 from runtime.record import replace
-from shim import backlog, deed, delete, journal, systemd
+from shim import backlog, deed, delete, journal, rootfs_mounts, systemd
 from shim.deed import Deed
 from shim.delete import Remains
 from shim.journal import Exit, Journal
@@ -303,9 +305,11 @@ def test_of_a_later_version_init_is_killed_and_the_cgroup_goes_and_it_is_named(
         told["cgroup_directories"] = [["memory", "/nowhere"]]
         (pod / "c1/state.json").write_text(json.dumps(told))
         remains = Remains(str(pod), SimpleNamespace())  # type: ignore[arg-type]
+        before = os.listdir("/proc/self/fd")
         try:
             assert remains.remove_all("c1", str(pod.parent / "bundle-c1")).code == 137
             assert init.wait(30) == -9
+            assert len(os.listdir("/proc/self/fd")) == len(before)
         finally:
             init.kill()
     assert opened == ["/own", "/own"]
@@ -321,6 +325,62 @@ def test_a_record_of_a_later_version_is_named_once_and_tells_nothing(pod: Path) 
     (warning,) = remains.warnings
     assert "@exits: version 2 is of a newer Manor" in warning
     assert not pod.exists()
+
+
+def test_what_cannot_be_removed_is_named_and_keeps_nothing_else_from_going(
+    pod: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmounted: list[str] = []
+
+    def unmount(rootfs: str) -> None:
+        unmounted.append(rootfs)
+        raise MountError("stuck")
+
+    monkeypatch.setattr(rootfs_mounts, "unmount", unmount)
+    on_record(pod, ENDED)
+    remains = Remains(str(pod), SimpleNamespace())  # type: ignore[arg-type]
+    assert remains.remove_all("c1", str(pod.parent / "bundle-c1")) == ENDED
+    assert set(unmounted) == {f"{pod.parent}/bundle-{name}/rootfs" for name in ("c1", "c2")}
+    assert set(remains.warnings) == {"unmount: stuck"}
+    assert opened == ["/own", "/own"]
+    assert not pod.exists()
+
+
+def test_a_root_is_unmounted_of_which_nothing_else_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unmounted: list[str] = []
+    monkeypatch.setattr(rootfs_mounts, "unmount", unmounted.append)
+    Remains(str(tmp_path / "gone"), SimpleNamespace()).remove_all("c1", "/b")  # type: ignore[arg-type]
+    assert unmounted == ["/b/rootfs"]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_a_create_has_said_that_it_would_make_is_removed(
+    tmp_path: Path, bundle: str, monkeypatch: pytest.MonkeyPatch, damaged: bool
+) -> None:
+    """Whether it came no further, or the state that it has written cannot be read."""
+    gone: list[object] = []
+    monkeypatch.setattr(delete, "detach", gone.append)
+    monkeypatch.setattr(delete, "rdt", SimpleNamespace(remove=lambda *group: gone.append(group)))
+    monkeypatch.setattr(Remains, "_remove_cgroup_of", lambda *_left: None)
+    directory = tmp_path / "pod" / "c1"
+    directory.mkdir(parents=True)
+    state.announce(str(directory), bundle, "/own", {"root_on_host": "/b/root", "rdt": ["group", True]})
+    if damaged:
+        (directory / "state.json").write_text("{")
+    remains = Remains(str(tmp_path / "pod"), SimpleNamespace())  # type: ignore[arg-type]
+    assert remains.remove_all("c1", bundle).code == 137
+    assert gone == ["/b/root", ("group", True)]
+    assert bool(remains.warnings) is damaged
+    assert not (tmp_path / "pod").exists()
+
+
+def test_of_a_container_that_has_said_nothing_there_is_a_warning(tmp_path: Path, opened: list[str]) -> None:
+    (tmp_path / "pod" / "c1").mkdir(parents=True)
+    remains = Remains(str(tmp_path / "pod"), SimpleNamespace())  # type: ignore[arg-type]
+    remains.remove_all("c1", str(tmp_path))
+    assert remains.warnings == ["container c1 does not exist"]
 
 
 @pytest.mark.parametrize(("available", "units"), [(True, ["manor-c1.scope"]), (False, [])])
