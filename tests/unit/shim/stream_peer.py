@@ -66,7 +66,7 @@ class Street:
 class Peer:
     """One client with one stream, which reads only when it is told to."""
 
-    def __init__(self, street: Street, stream_id: str) -> None:
+    def __init__(self, street: Street, stream_id: str, first: Message | None = None) -> None:
         self._loop = street.loop
         self.protocol = ClientConnection()
         self.socket = socket.socket(socket.AF_UNIX)
@@ -81,7 +81,7 @@ class Peer:
         self.room_at_shim = 0  # of stdin's stream
         self.id, opening = self.protocol.open_stream(streaming.SERVICE, "Stream", client_streams=True)
         self.socket.sendall(opening)
-        self.say(StreamInit(stream_id))
+        self.say(first or StreamInit(stream_id))
 
     def say(self, message: Message) -> None:
         """Send a message."""

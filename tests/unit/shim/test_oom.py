@@ -125,12 +125,17 @@ def test_each_kill_is_judged_by_what_has_changed_since_the_last(world: World) ->
     assert levels == [oom.CONTAINER, oom.POD, oom.CONTAINER]
 
 
-def test_of_several_limits_that_were_hit_the_nearest_counts(world: World) -> None:
-    for whose in ("pods", "pod"):
+@pytest.mark.parametrize(
+    ("hit", "level"), [(("pods", "pod"), oom.POD), (("pods", "pod", "c1"), oom.CONTAINER)]
+)
+def test_of_several_limits_that_were_hit_the_nearest_counts(
+    world: World, hit: tuple[str, ...], level: str
+) -> None:
+    for whose in hit:
         world.memory.kill(1, whose)
     world.notify()
     assert world.watch.last is not None
-    assert world.watch.last.level == oom.POD
+    assert world.watch.last.level == level
 
 
 def test_a_cgroup_above_that_has_gone_is_passed_over(world: World) -> None:

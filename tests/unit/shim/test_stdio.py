@@ -362,7 +362,7 @@ def test_a_device_that_takes_a_little_at_a_time_gets_all_of_it_in_order(
 ) -> None:
     monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.05)
     device = Device()
-    io = drive(loop, open_pipes(loop, Streams(stdout=device.path)))
+    io: PipeIo = drive(loop, open_pipes(loop, Streams(stdout=device.path)))
     child = Child(io)
     io.attach(None)
     sent = fill(loop, child.stdout)
@@ -454,7 +454,7 @@ def test_somebody_in_the_background_who_goes_on_writing_is_cut_off(
 ) -> None:
     monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.05)
     client = Client(tmp_path)
-    io = drive(loop, open_pipes(loop, client.streams))
+    io: PipeIo = drive(loop, open_pipes(loop, client.streams))
     child = Child(io)
     io.attach(None)
     sent = fill(loop, child.stdout)
@@ -463,12 +463,15 @@ def test_somebody_in_the_background_who_goes_on_writing_is_cut_off(
     received = bytearray()
 
     def read_and_go_on() -> bool:
-        received.extend(read_now(client.out) or b"")
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(child.stdout, bytes(4096))
+            while True:
+                os.write(child.stdout, bytes(4096))
+        with contextlib.suppress(BlockingIOError):
+            received.extend(os.read(client.out, 4096))  # so slowly that the pipe is never empty
         return io.drained.done
 
     turn_until(loop, read_and_go_on)
+    received += read_now(client.out) or b""
     assert received[: len(sent)] == sent
     child.close()
     client.close()
@@ -551,8 +554,9 @@ def test_closing_while_the_rest_is_on_its_way_stops_it(
 def test_the_streams_of_one_process_leave_nothing_in_the_way_of_the_next(loop: Loop, tmp_path: Path) -> None:
     """The next gets descriptors of the same numbers."""
     client = Client(tmp_path, stdin=True)
-    for _ in range(3):
-        io = drive(loop, open_pipes(loop, client.streams))
+
+    def use() -> None:
+        io: PipeIo = drive(loop, open_pipes(loop, client.streams))
         child = Child(io)
         io.attach(None)
         writer = client.open_stdin()
@@ -561,9 +565,12 @@ def test_the_streams_of_one_process_leave_nothing_in_the_way_of_the_next(loop: L
         settle(loop)
         assert (read_now(child.stdin), read_now(client.out)) == (b"typed", b"said")
         child.close()
-        turn_until(loop, lambda io=io: io.drained.done)
+        turn_until(loop, lambda: io.drained.done)
         io.close()
         os.close(writer)
+
+    for _ in range(3):
+        use()
     client.close()
 
 

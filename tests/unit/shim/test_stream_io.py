@@ -257,8 +257,10 @@ def test_an_event_with_nothing_behind_it_is_not_the_end(street: Street) -> None:
     """Somebody else has read from the pipe between the event and us."""
     out = street.peer("out", ROOM)
     io, child = opened(street, stdout="out")
-    turn_until(street.loop, lambda: street.loop.is_watched(io._sinks[0]._source.fileno()), LIMIT_S)
-    io._sinks[0]._on_source(0)
+    (sink,) = io._sinks
+    assert isinstance(sink, stream_io.StreamOutput)
+    turn_until(street.loop, lambda: street.loop.is_watched(sink._source.fileno()), LIMIT_S)
+    sink._on_source(0)
     os.write(child.stdout, b"here")
     assert out.read_until(4) == b"here"
     child.close()
@@ -278,7 +280,8 @@ def test_somebody_in_the_background_who_goes_on_writing_is_cut_off(
 
     def read_and_go_on() -> bool:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(child.stdout, bytes(4096))
+            while True:  # the pipe is never empty
+                os.write(child.stdout, bytes(4096))
         return out.turn().ended
 
     turn_until(street.loop, read_and_go_on, LIMIT_S)
@@ -360,8 +363,9 @@ def test_who_takes_the_place_of_a_client_that_does_not_read_gets_the_piece_that_
 def test_the_streams_of_one_process_leave_nothing_in_the_way_of_the_next(street: Street) -> None:
     """The next gets descriptors of the same numbers, and may have streams of the same names."""
     for _ in range(3):
-        street.peer("out", ROOM).hang_up()
-        street.peer("in"), street.peer("out")
+        street.peer("of nobody", ROOM).hang_up()
+        street.peer("in")
+        street.peer("out")
         io, child = opened(street, stdin="in", stdout="out")
         out, into = street.peer("out", ROOM), street.peer("in")
         into.wait_for_room()
@@ -457,6 +461,15 @@ def test_a_client_whose_process_is_not_there_has_little_kept_for_it(street: Stre
     nameless = Peer(street, "x" * 1025)
     assert "its id is longer than 1024 bytes" in nameless.wait_for_failure()
     nameless.hang_up()
+
+
+def test_a_client_that_does_not_begin_with_the_name_of_a_stream_is_told_so(street: Street) -> None:
+    peer = Peer(street, "", Data(b"x"))
+    assert "expected containerd.services.streaming.v1.StreamInit" in peer.wait_for_failure()
+    peer.hang_up()
+    peer = Peer(street, "")
+    assert "it has no id" in peer.wait_for_failure()
+    peer.hang_up()
 
 
 def test_neither_have_all_of_them_together(street: Street, monkeypatch: pytest.MonkeyPatch) -> None:
