@@ -475,6 +475,62 @@ def test_who_waits_for_so_long_only_is_answered_though_the_client_does_not_read(
     assert shim.ask(method, request, Call(1, "", method, b"", timeout_ns=500_000_000)).exit_status == 0
 
 
+def test_the_state_of_an_ended_init_waits_for_its_client_but_for_who_asks_first(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is containerd's own Start; the next may be about to let go of the streams."""
+    pid = shim.create()
+    shim.start()
+    shim.add_exec()
+    exec_pid = shim.start(exec_id="e1")
+    container = shim.pod.find("c1")
+    for io in (container.init.io, container.process("e1").io):
+        assert io is not None
+        io.drained, io.is_awaited = Outcome(), lambda: True  # type: ignore[method-assign]
+    assert [shim.status(), shim.status()] == [types.STATUS_RUNNING] * 2
+    shim.reaper.end(exec_pid)
+    assert [shim.status("e1"), shim.status("e1")] == [types.STATUS_STOPPED] * 2
+    shim.reaper.end(pid)
+    asked = shim.begin("State", task.StateRequest("c1"))
+    settle(shim.loop, 0.02)
+    assert not asked
+    assert container.init.io is not None
+    container.init.io.drained.set()
+    turn_until(shim.loop, lambda: asked)
+    container.init.io.drained = Outcome()
+    monkeypatch.setattr(process, "SETTLE_TIMEOUT_S", 0.02)  # or a client that never reads
+    assert shim.status() == types.STATUS_STOPPED
+    container.init.io.is_awaited = lambda: False  # type: ignore[method-assign]
+    monkeypatch.setattr(process, "SETTLE_TIMEOUT_S", 1000.0)
+    assert shim.status() == types.STATUS_STOPPED
+
+
+def test_the_state_of_an_init_that_ends_at_once_is_told_to_who_asks_first(shim: Shim) -> None:
+    pid = shim.create()
+    io = shim.pod.find("c1").init.io
+    assert io is not None
+    io.drained, io.is_awaited = Outcome(), lambda: True  # type: ignore[method-assign]
+    assert shim.status() == types.STATUS_CREATED
+    shim.start()
+    shim.reaper.end(pid)
+    assert shim.status() == types.STATUS_STOPPED
+
+
+@pytest.mark.parametrize("exec_id", ["", "e1"])
+def test_the_streams_of_a_process_hear_of_its_end(shim: Shim, exec_id: str) -> None:
+    heard: list[str] = []
+    pid = shim.create()
+    shim.start()
+    if exec_id:
+        shim.add_exec()
+        pid = shim.start(exec_id=exec_id)
+    io = shim.pod.find("c1").process(exec_id).io
+    assert io is not None
+    io.process_ended = lambda: heard.append("ended")  # type: ignore[method-assign]
+    shim.reaper.end(pid)
+    assert heard == ["ended"]
+
+
 def test_wait_answers_everybody_before_and_after_the_end(shim: Shim) -> None:
     pid = shim.create()
     shim.start()

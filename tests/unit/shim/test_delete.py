@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -344,6 +345,27 @@ def test_what_cannot_be_removed_is_named_and_keeps_nothing_else_from_going(
     assert set(remains.warnings) == {"unmount: stuck"}
     assert opened == ["/own", "/own"]
     assert not pod.exists()
+
+
+def test_what_is_left_in_a_frozen_cgroup_is_killed_before_it_is_thawed(
+    pod: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is to do nothing more, and does not go as long as it is frozen."""
+    done: list[str] = []
+
+    def remove_cgroup(_cgroup: object) -> Iterator[None]:
+        done.append("remove")
+        yield from ()
+
+    cgroup = SimpleNamespace(
+        paths={"": str(pod)},
+        signal_all=lambda number: done.append(f"signal {number}"),
+        thaw=lambda: done.append("thaw"),
+    )
+    monkeypatch.setattr(delete, "open_cgroup", lambda *_asked: cgroup)
+    monkeypatch.setattr(delete, "remove_cgroup", remove_cgroup)
+    remove(pod, "c1")
+    assert done == ["signal 9", "thaw", "remove"] * 2
 
 
 def test_a_root_is_unmounted_of_which_nothing_else_is_left(

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from runtime.errors import CgroupError, StageError, Unsupported
+from runtime.linux import mount
+from runtime.linux.constants import CLONE_NEWNS
 from runtime.linux.fds import OwnedFd
 from runtime.spec.json import dump
 from runtime.spec.load import load_spec
@@ -85,12 +87,18 @@ class World:
         )
         self.bundle = directory / "bundle"
         self.failing: dict[str, Exception] = {}
+        self.dies_in = ""
+        self.request: Any = None  # of the create
 
-    def step(self, name: str) -> Generator[Any, Any, Any]:
+    def step(self, name: str, *arguments: Any) -> Generator[Any, Any, Any]:
         self.asked.append(name)
+        if name == "create":
+            self.request = arguments[-1]
         yield Sleep(0.001)
         if name in self.failing:
             raise self.failing[name]
+        if name == self.dies_in:
+            self.reaper.end(self.process.pid, 9)
         return self.runtime
 
     def reap(self) -> None:
@@ -119,7 +127,7 @@ class World:
 def world(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World(loop, tmp_path)
     for name, step in (("create_apart", "create"), ("start", "start"), ("delete", "delete")):
-        monkeypatch.setattr(landlord, name, lambda *_arguments, step=step: made.step(step))
+        monkeypatch.setattr(landlord, name, lambda *arguments, step=step: made.step(step, *arguments))
     yield made
     made.process.kill()
     made.process.wait()
@@ -136,6 +144,40 @@ def test_its_death_is_told_once_and_what_it_has_is_removed_later(world: World) -
     drive(world.loop, made.remove())
     assert world.asked[2:] == ["ended", "delete"]
     assert len(world.deaths) == 1
+
+
+@pytest.mark.parametrize("step", ["create", "start"])
+def test_one_that_ends_before_it_is_watched_is_told_of_too(world: World, step: str) -> None:
+    world.dies_in = step
+    world.bring_up()
+    turn_until(world.loop, lambda: world.deaths)
+
+
+@pytest.mark.parametrize(("own", "given"), [(-999, -998), (0, 0)])
+def test_it_is_killed_for_memory_no_later_than_its_shim_may_say(
+    world: World, monkeypatch: pytest.MonkeyPatch, own: int, given: int
+) -> None:
+    monkeypatch.setattr(landlord, "_own_score", lambda: own)
+    world.bring_up()
+    assert load_spec((world.bundle / "config.json").read_bytes()).process.oom_score_adj == given
+
+
+def test_its_root_is_mounted_where_nobody_else_sees_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[tuple[object, ...]] = []
+    monkeypatch.setattr(landlord, "unshare", lambda flags: done.append(("unshare", flags)))
+    monkeypatch.setattr(mount, "mount", lambda *arguments: done.append(arguments[1:4]))
+    monkeypatch.setattr(landlord, "_PLACE", str(tmp_path))
+    world.bring_up()
+    world.request.prepare()
+    assert done == [
+        ("unshare", CLONE_NEWNS),
+        ("/", None, mount.MS_SLAVE | mount.MS_REC),
+        (str(tmp_path), "tmpfs", mount.MS_NOSUID | mount.MS_NODEV),
+    ]
+    (written,) = [each for each in tmp_path.iterdir() if each.is_file()]
+    assert (written.read_bytes(), written.stat().st_mode & 0o777) == (program(), 0o555)
 
 
 def test_one_that_is_removed_is_killed_first_and_nobody_is_told_of_its_death(world: World) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import time
 import weakref
 from pathlib import Path
 
 import pytest
 
 from shim import server
-from shim.api.codec import encode
+from shim.api.codec import decode, encode
 from shim.api.task import WaitRequest, WaitResponse
 from shim.ttrpc import status
 from shim.ttrpc.client import Client
 from shim.ttrpc.connection import Answer, ClientConnection, StreamData
+from shim.ttrpc.frames import DATA, REMOTE_CLOSED, pack_frame
 from shim.ttrpc.status import RpcError
 from tests.unit.shim.serving import SERVICE, Served, eventually
 
@@ -149,6 +151,39 @@ def test_bytes_that_are_no_ttrpc_end_that_connection_only(served: Served) -> Non
         bad.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert bad.recv(1) == b""
         assert good.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+
+
+def test_data_for_a_call_that_takes_none_ends_that_call_only(served: Served) -> None:
+    client = ClientConnection()
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(served.path)
+        peer.settimeout(60)
+        waiting, call = client.call(SERVICE, "Wait", encode(WaitRequest()))
+        streaming, opening = client.open_stream(SERVICE, "Stream", client_streams=True)
+        peer.sendall(call + opening)
+        eventually(lambda: served.service.begun == 1)
+        for stream_id, payload, flags in ((waiting, b"x", 0), (streaming, b"x", REMOTE_CLOSED)):
+            peer.sendall(pack_frame(stream_id, DATA, flags, payload))
+            (refusal,) = client.receive(peer.recv(65536))
+            assert isinstance(refusal, Answer)
+            assert (refusal.stream_id, refusal.status and refusal.status.code) == (
+                stream_id,
+                status.INVALID_ARGUMENT,
+            )
+        eventually(lambda: served.service.ended == ["abandoned"] and served.service.heard == ["gone"])
+        _later, call = client.call(SERVICE, "AtOnce", encode(WaitRequest()))
+        peer.sendall(call)
+        (answer,) = client.receive(peer.recv(65536))
+        assert isinstance(answer, Answer)
+        assert answer.status is None
+
+
+def test_an_answer_that_does_not_fit_at_once_arrives_whole(served: Served) -> None:
+    with Client(served.path) as client:
+        calls = [client.begin(SERVICE, "Large", encode(WaitRequest())) for _ in range(3)]
+        time.sleep(0.02)  # the first has filled what the kernel holds
+        answers = [decode(WaitRequest, client.finish(call, 60)) for call in calls]
+    assert [len(answer.exec_id) for answer in answers] == [1_000_000] * 3
 
 
 def test_many_calls_in_one_packet_are_all_answered(served: Served) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -106,6 +110,42 @@ def test_who_says_nothing_makes_room_for_another(served: Served, monkeypatch: py
         for each in crowd:
             each.close()
     assert len(served.log.read_bytes().splitlines()) <= 10
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """For this process to open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as free:
+        number = free.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_descriptors_who_says_nothing_makes_room_and_else_others_wait(served: Served) -> None:
+    request = Request(SERVICE, "AtOnce", encode(WaitRequest()), 0, [])
+    call = struct.pack(">IIBB", len(encode(request)), 1, 1, 0) + encode(request)
+    with (
+        Client(served.path) as known,
+        raw(served.path) as silent,
+        socket.socket(socket.AF_UNIX) as second,
+        socket.socket(socket.AF_UNIX) as third,
+    ):
+        assert known.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+        eventually(lambda: len(served.server.callers) == 2)
+        for each in (silent, second, third):
+            each.settimeout(60)
+        with no_descriptor_left():
+            second.connect(served.path)
+            second.sendall(call)
+            assert silent.recv(1) == b""
+            assert second.recv(4096)
+            third.connect(served.path)
+            third.sendall(call)
+            assert known.request(SERVICE, "AtOnce", WaitRequest(), WaitResponse).exit_status == 7
+            assert len(served.server.callers) == 2
+        assert third.recv(4096)
 
 
 def test_what_open_calls_have_brought_is_not_kept(served: Served) -> None:
