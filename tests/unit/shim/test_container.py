@@ -479,6 +479,7 @@ def test_the_state_of_an_ended_init_waits_for_its_client_but_for_who_asks_first(
     shim: Shim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first is containerd's own Start; the next may be about to let go of the streams."""
+    monkeypatch.setattr(process, "SETTLE_TIMEOUT_S", 1000.0)
     pid = shim.create()
     shim.start()
     shim.add_exec()
@@ -505,7 +506,10 @@ def test_the_state_of_an_ended_init_waits_for_its_client_but_for_who_asks_first(
     assert shim.status() == types.STATUS_STOPPED
 
 
-def test_the_state_of_an_init_that_ends_at_once_is_told_to_who_asks_first(shim: Shim) -> None:
+def test_the_state_of_an_init_that_ends_at_once_is_told_to_who_asks_first(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "SETTLE_TIMEOUT_S", 1000.0)
     pid = shim.create()
     io = shim.pod.find("c1").init.io
     assert io is not None
