@@ -25,7 +25,7 @@ from shim.stdio import Streams, open_pipes
 from shim.writer import FINISH, Target, Writer
 from tests.unit.shim.log_io import LIMIT_S, OWNER, Heard, children, end, lines, opened, turn_until_there
 from tests.unit.shim.loops import drive, settle, turn_until
-from tests.unit.shim.test_stdio import Child, Client, fifo, interrupted_after
+from tests.unit.shim.test_stdio import Child, Client, fifo, fill, interrupted_after
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -165,12 +165,12 @@ def test_a_writer_that_is_killed_while_it_finishes_is_followed_by_one_that_does(
     io, child = opened(loop, f"file://{path}")
     (writer,) = children()
     os.kill(writer, signal.SIGSTOP)
-    os.write(child.stdout, b"said")
+    sent = fill(loop, child.stdout)  # more than is read at once
     io.process_ended()
     settle(loop, 0.1)
     kill(writer)
     turn_until(loop, lambda: io.drained.done, LIMIT_S)
-    assert path.read_bytes() == b"said"
+    assert path.read_bytes() == sent
     child.close()
     io.close()
 
