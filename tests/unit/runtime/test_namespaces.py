@@ -12,6 +12,7 @@ from runtime.namespaces import Join, open_joins, plan_namespaces
 from runtime.spec.model import Namespace
 from runtime.stages.landlord import choose_shape
 from runtime.stages.plan import DIRECT, STAGED
+from tests.harness.processes import descriptors
 
 MOUNT = Namespace("mount")
 
@@ -25,10 +26,10 @@ def test_new_and_joined_namespaces_are_told_apart() -> None:
 
 def test_a_path_that_is_not_there_is_named_and_the_others_are_closed() -> None:
     plan = plan_namespaces((MOUNT, Namespace("ipc", "/proc/self/ns/ipc"), Namespace("uts", "/no/where")))
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(StageError, match="open uts namespace /no/where: No such file"):
         open_joins(plan)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def test_the_user_namespace_that_we_are_in_already_is_not_joined() -> None:

@@ -13,6 +13,7 @@ import pytest
 from runtime.linux.constants import WALL
 from shim import container as containers
 from shim.loop import Loop
+from tests.harness.processes import descriptors
 from tests.unit.shim.fake_container import Reaper, Runtime, Shim
 from tests.unit.shim.log_io import LIMIT_S, children
 from tests.unit.shim.serving import Served
@@ -40,7 +41,7 @@ def shim(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
 @pytest.fixture
 def nothing_is_left() -> Iterator[None]:
     """No descriptor, and no writer: all of them end by themselves. One that a failed test leaves is killed."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield
     deadline = time.monotonic() + LIMIT_S
     while True:
@@ -53,17 +54,17 @@ def nothing_is_left() -> Iterator[None]:
                 os.kill(child, signal.SIGKILL)
             raise AssertionError("a child is left")
         time.sleep(0 if pid else 0.005)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 @pytest.fixture
 def street(loop: Loop, tmp_path: Path) -> Iterator[Street]:
     """A door with clients of streams, whom no descriptor is left of."""
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     made = Street(loop, tmp_path)
     yield made
     made.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 @pytest.fixture

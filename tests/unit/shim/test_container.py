@@ -28,6 +28,7 @@ from shim.tasks import Outcome
 from shim.ttrpc import status
 from shim.ttrpc.connection import Call
 from shim.ttrpc.status import RpcError
+from tests.harness.processes import descriptors
 from tests.unit.shim.fake_container import PROCESS, Shim
 from tests.unit.shim.loops import drive, settle, turn_until
 
@@ -292,11 +293,11 @@ class Client:
 def client(tmp_path: Path) -> Iterator[Client]:
     """No descriptor is left when it is gone."""
     (tmp_path / "client").mkdir()
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     made = Client(tmp_path / "client")
     yield made
     made.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def create_for(shim: Shim, client: Client, container_id: str = "c1") -> int:
@@ -371,7 +372,7 @@ def test_what_was_opened_for_a_process_that_cannot_be_had_is_closed(
     shim.start()
     add_exec_for(shim, client)
     path = client.fifo()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     shim.runtime.failing[step] = StageError("2:INIT", "mount", "/x", "no such file")
     if step == "exec":
         answers = shim.begin("Start", task.StartRequest("c1", "e1"))
@@ -380,7 +381,7 @@ def test_what_was_opened_for_a_process_that_cannot_be_had_is_closed(
         answers = shim.begin("Create", task.CreateTaskRequest(id="c2", bundle=bundle, stdout=path))
     turn_until(shim.loop, lambda: answers)
     assert isinstance(answers[0], StageError)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
     shim.runtime.failing.clear()
     shim.reaper.end(pid)
     shim.delete()
@@ -652,7 +653,7 @@ def test_a_process_whose_streams_cannot_be_attached_is_killed_and_reaped(
         raise PermissionError(1, "epoll_ctl")
 
     monkeypatch.setattr(PipeIo, "attach", refuse)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with subprocess.Popen(["sleep", "60"]) as victim:
         try:
             shim.runtime.next_pid = victim.pid
@@ -663,7 +664,7 @@ def test_a_process_whose_streams_cannot_be_attached_is_killed_and_reaped(
         finally:
             victim.kill()
     shim.runtime.pidfd.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
     if exec_id:
         assert shim.status(exec_id=exec_id) == types.STATUS_STOPPED
         shim.delete(exec_id=exec_id)

@@ -22,6 +22,7 @@ from shim.loop import EPOLLIN, Loop
 from shim.tasks import Outcome
 from shim.ttrpc import status
 from shim.ttrpc.connection import NAMESPACE, Call, ServerConnection
+from tests.harness.processes import descriptors
 from tests.unit.shim.log_io import Heard
 from tests.unit.shim.loops import drive, settle, turn_until
 from tests.unit.shim.test_stdio import interrupted_after
@@ -341,13 +342,13 @@ def test_without_an_address_nobody_is_told(loop: Loop) -> None:
 def test_closing_in_the_middle_of_a_call_leaves_nothing(loop: Loop, path: str) -> None:
     daemon = Containerd(loop, path)
     daemon.behaviour = ["hang"]
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     made = publisher(loop, path)
     exits(made, 1)
     turn_until(loop, lambda: daemon.calls)
     made.close()
     settle(loop)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
     daemon.stop()
 
 

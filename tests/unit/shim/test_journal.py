@@ -17,6 +17,7 @@ from shim import journal
 from shim.journal import HEADER, Exit, Journal, NewerJournal, Oom, exit_of, exit_of_init, read
 from shim.log import Log
 from shim.loop import Loop
+from tests.harness.processes import descriptors
 from tests.unit.shim.log_io import Heard
 from tests.unit.shim.loops import drive
 
@@ -160,7 +161,7 @@ def test_it_is_bounded_and_keeps_what_containerd_has_not_deleted(
 ) -> None:
     kept = [entry(1, "c9"), entry(2, "c9", "e9")]
     written.undeleted = lambda: kept
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for number in range(10_000):
         written.append(entry(number, exec_id=f"e{number}"))
     assert (tmp_path / "@exits").stat().st_size <= journal.COMPACT_BYTES + 200
@@ -168,7 +169,7 @@ def test_it_is_bounded_and_keeps_what_containerd_has_not_deleted(
     assert found[:2] == kept
     assert found[-1] == entry(9999, exec_id="e9999")
     assert os.listdir(tmp_path) == ["@exits"]
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def test_many_that_are_not_deleted_are_not_written_anew_for_each(tmp_path: Path, written: Journal) -> None:
@@ -218,7 +219,7 @@ def test_a_disk_that_is_full_when_it_is_written_anew_costs_no_exit(
     heard = Heard()
     made = Journal(str(tmp_path), heard, lambda: [entry(1)])
     made.append(entry(1))
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     real_write = os.write
 
     def write(fd: int, data: bytes) -> int:
@@ -237,7 +238,7 @@ def test_a_disk_that_is_full_when_it_is_written_anew_costs_no_exit(
     made._compact_at = 1 << 20
     made.append(entry(3))
     assert read(str(tmp_path)) == [entry(1), entry(3)]
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
     made.close()
 
 
@@ -251,11 +252,11 @@ def test_what_an_earlier_shim_has_left_counts_for_its_size(tmp_path: Path) -> No
 
 
 def test_a_pod_without_a_directory_keeps_none(loop: Loop) -> None:
-    heard, before = Heard(), sorted(os.listdir("/proc/self/fd"))
+    heard, before = Heard(), descriptors()
     made = Journal("", heard)
     made.append(entry())
     drive(loop, made.sync())
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
     assert heard.lines == []
     made.close()
 
@@ -331,13 +332,13 @@ def test_every_sync_waits_for_the_disk_and_not_for_the_one_before(
 
 
 def test_a_journal_that_was_closed_has_nothing_to_sync(loop: Loop, tmp_path: Path) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     made = Journal(str(tmp_path), Log("", "test"))
     made.append(entry())
     made.close()
     made.append(entry())
     drive(loop, made.sync())
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def test_in_memory_nothing_is_waited_for(written: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

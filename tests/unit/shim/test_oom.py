@@ -13,6 +13,7 @@ import pytest
 from shim import oom
 from shim.journal import Oom
 from shim.oom import OomWatch
+from tests.harness.processes import descriptors
 
 
 class Loop:
@@ -167,26 +168,26 @@ def test_a_container_that_has_ended_already_is_not_watched(world: World) -> None
     for file in world.memory.places["c1"].iterdir():
         file.unlink()
     loop: Any = Loop()
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     late = OomWatch(loop, world.memory.layout, world.memory.cgroup, lambda: None)
     assert (late.look(), late.claim(), loop.watched) == (False, None, {})
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def test_a_watch_that_cannot_be_had_leaves_no_descriptor(tmp_path: Path) -> None:
     memory = Memory(tmp_path, 1)
     (memory.places["c1"] / "cgroup.event_control").unlink()
     loop: Any = Loop()
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     assert not OomWatch(loop, memory.layout, memory.cgroup, lambda: None).look()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def test_closing_gives_the_descriptors_back(tmp_path: Path) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for version in (1, 2):
         World(tmp_path / str(version), version).watch.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def test_before_linux_5_2_what_a_cgroup_counts_with_those_below_is_all_there_is(tmp_path: Path) -> None:

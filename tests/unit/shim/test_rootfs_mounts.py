@@ -19,6 +19,7 @@ from shim.api.types import Mount
 from shim.loop import Loop
 from shim.rootfs_mounts import MountStep, in_child, plan, unmount
 from shim.tasks import spawn
+from tests.harness.processes import descriptors
 from tests.unit.shim.loops import turn_until
 
 SNAPSHOTS = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
@@ -120,7 +121,7 @@ def test_where_no_process_can_be_had_that_is_told_and_nothing_stays_open(
         raise OSError(errno.EAGAIN, "clone3: Resource temporarily unavailable")
 
     monkeypatch.setattr(rootfs_mounts, "clone_stage", refuse)
-    before = os.listdir("/proc/self/fd")
+    before = descriptors()
     with pytest.raises(MountError, match="^unmount: clone: Resource temporarily unavailable$"):
         next(in_child("unmount", lambda _step: None))
-    assert os.listdir("/proc/self/fd") == before
+    assert not descriptors() - before

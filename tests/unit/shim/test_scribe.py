@@ -18,6 +18,7 @@ import pytest
 
 from manor import trace
 from shim import scribe, spans
+from tests.harness.processes import descriptors
 from tests.unit.shim.installed import CHECKOUT, Manor, alive, as_python, make_code, wait_for
 
 if TYPE_CHECKING:
@@ -124,11 +125,11 @@ def test_nothing_is_sent_before_the_answer_is(ear: socket.socket, tmp_path: Path
 
 def test_without_a_scribe_spans_are_counted_and_dropped(tmp_path: Path) -> None:
     sender = spans.Spans(str(tmp_path), at_once)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for _number in range(3):
         sender.emit("exec", "", MARKS, {})
     assert sender.dropped == 3
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def test_a_scribe_that_comes_later_hears_how_many_were_lost(

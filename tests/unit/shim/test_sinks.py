@@ -23,6 +23,7 @@ from shim.loop import Loop
 from shim.sinks import MOST_WRITERS, SinkError
 from shim.stdio import Streams, open_pipes
 from shim.writer import FINISH, Target, Writer
+from tests.harness.processes import descriptors
 from tests.unit.shim.log_io import LIMIT_S, OWNER, Heard, children, end, lines, opened, turn_until_there
 from tests.unit.shim.loops import drive, settle, turn_until
 from tests.unit.shim.test_stdio import Child, Client, fifo, fill, interrupted_after
@@ -324,14 +325,14 @@ def test_streams_that_cannot_be_opened_for_want_of_descriptors_leave_none(
         streams = Streams(stdout=f"{kind}://{path}", stderr=f"{kind}://{path}")
     refused = 0
     for count in range(40):
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = descriptors()
         try:
             with descriptors_left(count):
                 io = drive(loop, open_pipes(loop, streams, OWNER), LIMIT_S)
         except (ManorError, OSError):
             refused += 1
             turn_until(loop, nobody_runs, LIMIT_S)
-            assert sorted(os.listdir("/proc/self/fd")) == before
+            assert not descriptors() - before
         else:
             child = Child(io)
             io.attach(None)

@@ -22,14 +22,15 @@ from shim import flow, stdio
 from shim.console import open_console
 from shim.loop import Loop
 from shim.stdio import PipeIo, StdioError, Streams, open_pipes
+from tests.harness.processes import descriptors
 from tests.unit.shim.loops import drive, settle, turn_until
 
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> Iterator[None]:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert not descriptors() - before
 
 
 def fifo(directory: Path, name: str) -> str:
