@@ -6,6 +6,7 @@ child out into the parent's code. Only `runtime/stages/clone.py` and the warden 
 
 from __future__ import annotations
 
+import gc
 import os
 import struct
 
@@ -94,16 +95,24 @@ def clone(flags: int, exit_signal: int) -> tuple[int, int]:
 
 
 def _as_fork(clone_now: Callable[[], int]) -> int:
+    # CPython holds a lock of its own from one hook to the next: a collection in between that ends what needs it, such
+    # as the remains of a thread, would wait for itself.
+    collects = gc.isenabled()
+    gc.disable()
     _before_fork()
     try:
         pid = clone_now()
     except OSError:
         _after_fork_parent()
         raise
-    if pid:
-        _after_fork_parent()
     else:
-        _after_fork_child()
+        if pid:
+            _after_fork_parent()
+        else:
+            _after_fork_child()
+    finally:
+        if collects:
+            gc.enable()
     return pid
 
 
