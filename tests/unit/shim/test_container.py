@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 from collections.abc import Generator, Iterator
@@ -232,10 +233,10 @@ def test_an_exec_hears_each_signal_until_it_has_ended(shim: Shim) -> None:
         try:
             shim.runtime.pidfd = OwnedFd(os.pidfd_open(running.pid))
             shim.start(exec_id="e1")
-            shim.ask("Kill", task.KillRequest("c1", "e1", 1))
-            assert running.wait(30) == -1
+            shim.ask("Kill", task.KillRequest("c1", "e1", signal.SIGTERM))
+            assert running.wait(30) == -signal.SIGTERM
             with pytest.raises(RpcError, match="process already finished") as failure:  # and not told yet
-                shim.ask("Kill", task.KillRequest("c1", "e1", 1))
+                shim.ask("Kill", task.KillRequest("c1", "e1", signal.SIGTERM))
             assert failure.value.code == status.NOT_FOUND
         finally:
             running.kill()
