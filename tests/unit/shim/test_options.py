@@ -134,6 +134,17 @@ def test_a_file_is_read_at_the_start_and_never_again(file: Path) -> None:
         options_of(named(file), Handler())
 
 
+@pytest.mark.parametrize("owner", [0, os.geteuid(), 4242])
+def test_a_file_is_roots_or_our_own(file: Path, monkeypatch: pytest.MonkeyPatch, owner: int) -> None:
+    real = os.fstat
+    monkeypatch.setattr(os, "fstat", lambda fd: os.stat_result((*real(fd)[:4], owner, *real(fd)[5:])))
+    if owner == 4242:
+        with pytest.raises(InvalidArgument, match="others than us may write"):
+            read_handler(named(file))
+    else:
+        assert read_handler(named(file)).options.systemd_cgroup
+
+
 def test_a_file_that_others_could_have_written_is_refused(file: Path, tmp_path: Path) -> None:
     file.chmod(0o666)
     with pytest.raises(InvalidArgument, match="others than us may write"):
