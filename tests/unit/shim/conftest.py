@@ -39,6 +39,14 @@ def shim(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
 
 
 @pytest.fixture
+def no_descriptor_is_left() -> Iterator[None]:
+    """What the test has opened is closed when it is over."""
+    before = descriptors()
+    yield
+    assert not descriptors() - before
+
+
+@pytest.fixture
 def nothing_is_left() -> Iterator[None]:
     """No descriptor, and no writer: all of them end by themselves. One that a failed test leaves is killed."""
     before = descriptors()

@@ -10,7 +10,7 @@ from shim.logger import Owner
 from shim.loop import Loop
 from shim.stdio import PipeIo, Streams, open_pipes
 from tests.unit.shim.loops import drive, turn_until
-from tests.unit.shim.test_stdio import Child
+from tests.unit.shim.stdio_peer import Child
 
 LINE = re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) ([PF]) (.*)\n", re.DOTALL)
 OWNER = Owner("c1", "here")

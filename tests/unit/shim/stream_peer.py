@@ -22,7 +22,7 @@ from shim.ttrpc.connection import Answer, ClientConnection, StreamData
 from shim.ttrpc.frames import DATA, NO_DATA, REMOTE_CLOSED, pack_frame
 from shim.ttrpc.status import RpcError
 from tests.unit.shim.loops import drive, settle, turn_until
-from tests.unit.shim.test_stdio import Child
+from tests.unit.shim.stdio_peer import Child
 
 LIMIT_S = 30.0
 

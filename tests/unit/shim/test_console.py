@@ -18,15 +18,9 @@ from shim import console
 from shim.console import ConsoleIo, open_console
 from shim.loop import Loop
 from shim.stdio import Streams
-from tests.harness.processes import descriptors
 from tests.unit.shim.loops import drive, settle, turn_until
 
-
-@pytest.fixture(autouse=True)
-def no_descriptor_is_left() -> Iterator[None]:
-    before = descriptors()
-    yield
-    assert not descriptors() - before
+pytestmark = pytest.mark.usefixtures("no_descriptor_is_left")
 
 
 class Terminal:

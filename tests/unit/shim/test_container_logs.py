@@ -26,7 +26,7 @@ from shim.tasks import spawn
 from shim.ttrpc.status import RpcError
 from tests.unit.shim.log_io import LIMIT_S, OWNER, Heard, children, end, lines, opened, turn_until_there
 from tests.unit.shim.loops import drive, settle, turn_until
-from tests.unit.shim.test_stdio import Child
+from tests.unit.shim.stdio_peer import Child
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 

@@ -25,7 +25,7 @@ from shim.ttrpc.connection import NAMESPACE, Call, ServerConnection
 from tests.harness.processes import descriptors
 from tests.unit.shim.log_io import Heard
 from tests.unit.shim.loops import drive, settle, turn_until
-from tests.unit.shim.test_stdio import interrupted_after
+from tests.unit.shim.stdio_peer import interrupted_after
 
 
 class Containerd:

@@ -7,8 +7,8 @@ import os
 import pytest
 
 from tests.unit.shim.loops import settle, turn_until
+from tests.unit.shim.stdio_peer import read_now, turns_in
 from tests.unit.shim.stream_peer import LIMIT_S, Street, opened
-from tests.unit.shim.test_stdio import read_now, turns_in
 
 ROOM = 64 * 1024
 
