@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 
@@ -173,18 +172,3 @@ def opened(street: Street, **streams: str) -> tuple[PipeIo, Child]:
     child = Child(io)
     io.attach(None)
     return io, child
-
-
-def fill(street: Street, fd: int) -> bytes:
-    """Write until nothing more is taken; what was."""
-    os.set_blocking(fd, False)
-    sent, quiet = bytearray(), 0
-    block = os.urandom(4096)
-    while quiet < 3:
-        try:
-            sent += block[: os.write(fd, block)]
-            quiet = 0
-        except BlockingIOError:
-            settle(street.loop, 0.02)
-            quiet += 1
-    return bytes(sent)

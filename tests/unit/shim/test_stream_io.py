@@ -15,7 +15,8 @@ from shim.console import open_console
 from shim.stdio import Streams
 from shim.ttrpc.status import RpcError
 from tests.unit.shim.loops import drive, settle, turn_until
-from tests.unit.shim.stream_peer import LIMIT_S, Street, fill, opened
+from tests.unit.shim.stdio_peer import fill
+from tests.unit.shim.stream_peer import LIMIT_S, Street, opened
 
 ROOM = 64 * 1024
 
@@ -92,7 +93,7 @@ def test_a_slow_reader_stops_the_writer_and_nothing_is_buffered_or_lost(street: 
     """However much room the client claims to have: it is the socket that is full."""
     out = street.peer("out", room)
     io, child = opened(street, stdout="out")
-    sent = fill(street, child.stdout)
+    sent = fill(street.loop, child.stdout)
     assert len(sent) < 300_000
     assert out.read_until(len(sent) if room > ROOM else ROOM) == sent[: len(out.received)]
     out.make_room(1 << 20)
@@ -104,7 +105,7 @@ def test_a_slow_reader_stops_the_writer_and_nothing_is_buffered_or_lost(street: 
 def test_waiting_for_room_takes_no_cpu(street: Street) -> None:
     street.peer("out", ROOM)
     io, child = opened(street, stdout="out")
-    fill(street, child.stdout)
+    fill(street.loop, child.stdout)
     turns = 0
     over = street.loop.call_later(0.2, lambda: None)
     while over.callback is not None:
@@ -135,7 +136,7 @@ def test_a_client_that_is_lost_comes_back_and_nothing_is_missing_or_doubled(stre
 def test_a_piece_that_did_not_leave_as_a_whole_is_sent_again(street: Street) -> None:
     out = street.peer("out")
     io, child = opened(street, stdout="out")
-    sent = fill(street, child.stdout)
+    sent = fill(street.loop, child.stdout)
     out.make_room(1 << 20)
     out.read_until(1)
     settle(street.loop)
@@ -154,7 +155,7 @@ def test_a_piece_that_did_not_leave_as_a_whole_is_sent_again(street: Street) -> 
 def test_no_more_is_lost_with_a_client_than_the_kernel_held_for_it(street: Street) -> None:
     out = street.peer("out", 1 << 20)
     io, child = opened(street, stdout="out")
-    sent = fill(street, child.stdout)
+    sent = fill(street.loop, child.stdout)
     out.hang_up()
     settle(street.loop)
     again = street.peer("out", 1 << 20)
@@ -267,7 +268,7 @@ def test_somebody_in_the_background_who_goes_on_writing_is_cut_off(
     monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.01)
     out = street.peer("out")
     io, child = opened(street, stdout="out")
-    sent = fill(street, child.stdout)
+    sent = fill(street.loop, child.stdout)
     io.process_ended()
     settle(street.loop, 0.1)
     out.make_room(1 << 30)
@@ -320,7 +321,7 @@ def test_closing_while_the_rest_is_on_its_way_stops_it(
     monkeypatch.setattr(stdio, "DRAIN_AFTER_EXIT_S", 0.02)
     street.peer("out", 1 << 20)
     io, child = opened(street, stdout="out")
-    fill(street, child.stdout)
+    fill(street.loop, child.stdout)
     io.process_ended()
     street.loop.call_later(0.02, io.close)  # right behind the end of the drain
     settle(street.loop, 0.1)
@@ -345,7 +346,7 @@ def test_who_takes_the_place_of_a_client_that_does_not_read_gets_the_piece_that_
 ) -> None:
     first = street.peer("out", 1 << 20)
     io, child = opened(street, stdout="out")
-    sent = fill(street, child.stdout)
+    sent = fill(street.loop, child.stdout)
     second = street.peer("out", 1 << 20)
     child.close()
     rest = second.read_all()
@@ -424,7 +425,7 @@ def test_a_terminal_waits_for_its_reader(street: Street) -> None:
     master, slave = pty.openpty()
     tty.setraw(slave)
     io.attach(OwnedFd(master))
-    sent = fill(street, slave)
+    sent = fill(street.loop, slave)
     assert len(sent) < 400_000
     out.make_room(1 << 20)
     assert out.read_until(len(sent)) == sent
